@@ -4,10 +4,12 @@
 
 Restores the best checkpoint, evaluates every point of the sweep (without one: the task it was trained on), prints a table and writes
 results.csv, results.jsonl and results.png to RUN/evaluation (or DIR). A stopped sweep goes on where it was.
+
+A run on a text is read in several ways (armt_jax/evaluation/text.py): stateful, from an empty memory, sliding, and with the memory off.
+results.csv and results.jsonl have the figures; by_segment and by_position (csv, png) the curves; samples.txt continuations of the split.
+    [--data_path=DIR]  where the text lies now, if it has moved        [--samples=2 --sample_tokens=256 --temperature=0.8]
 """
 
-import os
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -16,20 +18,34 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.", required
 _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep() -> list of config overrides.")
 _OUT = flags.DEFINE_string("out", None, "Where the results go. Default: RUN/evaluation.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or a step.")
+_DATA = flags.DEFINE_string("data_path", None, "Where the run's text lies, if not where it lay in training.")
+_SAMPLES = flags.DEFINE_integer("samples", 2, "Continuations to write, of a run on a text.", lower_bound=0)
+_SAMPLE_TOKENS = flags.DEFINE_integer("sample_tokens", 256, "Tokens of each.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the continuations; 0 is greedy.", lower_bound=0.0)
 
 
 def run(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    from armt_jax.config import resolve
+    from armt_jax.data import TextSource
     from armt_jax.evaluation import sweep as sweeps
-    from armt_jax.evaluation.evaluate import load
+    from armt_jax.evaluation.evaluate import load, run_config
+    from armt_jax.parallel.processes import split_cpu
 
     points = [{}] if _SWEEP.value is None else sweeps.read_sweep(_SWEEP.value)
     wanted = _CHECKPOINT.value
     if wanted not in ("best", "last") and not wanted.isdigit():
         raise ValueError(f"--checkpoint={wanted} must be best, last, or a step number")
-    trained = load(_WORKDIR.value, int(wanted) if wanted.isdigit() else wanted)
+    split_cpu(resolve(run_config(Path(_WORKDIR.value), _DATA.value)).mesh.cpu_devices)
+    trained = load(_WORKDIR.value, int(wanted) if wanted.isdigit() else wanted, _DATA.value)
     out = Path(_OUT.value) if _OUT.value else trained.workdir / "evaluation"
+    (on_text if isinstance(trained.config.task, TextSource) else on_task)(trained, points, out)
+
+
+def on_task(trained, points, out):
+    from armt_jax.evaluation import sweep as sweeps
+
     rows = sweeps.run_sweep(trained, points, out)
     size = trained.config.task.size_name
     print(f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {trained.trained_to} {size}")
@@ -37,17 +53,28 @@ def run(argv):
     print(f"results: {out}/results.csv, results.jsonl, results.png")
 
 
+def on_text(trained, points, out):
+    from armt_jax.evaluation import samples, text
+    from armt_jax.evaluation import sweep as sweeps
+
+    source = trained.config.task
+    rows = sweeps.run_sweep(trained, text.default_points(trained) if points == [{}] else points, out)
+    print(f"{trained.workdir.name}, checkpoint of step {trained.step}, {source.segments} segments of {source.segment_length} tokens")
+    print(source.corpus.open().report())
+    print(text.table(rows))
+    files = "results.csv, results.jsonl, by_segment.png, by_position.png"
+    if _SAMPLES.value:
+        samples.write_samples(trained, out, count=_SAMPLES.value, new_tokens=_SAMPLE_TOKENS.value, temperature=_TEMPERATURE.value)
+        files += ", samples.txt"
+    print(f"results: {out}/{files}")
+
+
 def main(argv):
     from armt_jax.checkpoint import CheckpointError
+    from armt_jax.telemetry.failures import one_line_errors
     from armt_jax.training.workdir import WorkdirError
 
-    try:
-        run(argv)
-    except (ValueError, OSError, CheckpointError, WorkdirError) as error:
-        if os.environ.get("ARMT_JAX_TRACEBACK"):
-            raise
-        logging.error("%s: %s (set ARMT_JAX_TRACEBACK=1 for the traceback)", type(error).__name__, error)
-        sys.exit(1)
+    one_line_errors(run, CheckpointError, WorkdirError)(argv)
 
 
 if __name__ == "__main__":

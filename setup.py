@@ -18,14 +18,19 @@ setup(
     packages=find_packages(include=["armt_jax", "armt_jax.*"]),
     install_requires=[
         "absl-py>=2.1,<3",
+        "array_record>=0.8.1,<0.9",
         "flax>=0.12.8,<0.13",
+        "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10,<0.13",
         "matplotlib>=3.8,<4",
         "ml-collections>=1.0,<2",
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.3,<1.0",
+        "sentencepiece>=0.2.3,<0.3",
         "tensorboardX>=2.6,<3",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "tokenizers>=0.22,<0.24",
         "tqdm>=4.66,<5",
     ],
     extras_require={

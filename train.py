@@ -7,7 +7,6 @@ Started again with the same command, it goes on from the last checkpoint. Exit c
 """
 
 import importlib.util
-import os
 import sys
 import time
 from pathlib import Path
@@ -57,7 +56,7 @@ def run(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.section.key=value")
     from armt_jax.config import resolve
-    from armt_jax.parallel.processes import initialize
+    from armt_jax.parallel.processes import initialize, split_cpu
     from armt_jax.training.loop import train
 
     path, variant = config_file()
@@ -65,6 +64,7 @@ def run(argv):
     # Resolve every variant before the first one runs: a mistake in the last must not cost the others' time.
     raws = {each: config_of(path, each) for each in chosen}
     configs = {each: resolve(raw) for each, raw in raws.items()}
+    split_cpu(configs[chosen[0]].mesh.cpu_devices)
     initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     base = Path(_WORKDIR.value or Path("runs") / (path.stem if variant is None else f"{path.stem}-{variant}"))
     workdirs = {each: base if len(chosen) == 1 else base / each for each in chosen}
@@ -100,17 +100,11 @@ def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
 
 def main(argv):
     from armt_jax.checkpoint import CheckpointError
+    from armt_jax.telemetry.failures import one_line_errors
     from armt_jax.training.loop import NonFiniteLoss
     from armt_jax.training.workdir import WorkdirError
 
-    try:
-        run(argv)
-    except (ValueError, OSError, CheckpointError, NonFiniteLoss, WorkdirError) as error:
-        # One clear line for what a user can mend; the traceback for those who look for it.
-        if os.environ.get("ARMT_JAX_TRACEBACK"):
-            raise
-        logging.error("%s: %s (set ARMT_JAX_TRACEBACK=1 for the traceback)", type(error).__name__, error)
-        sys.exit(1)
+    one_line_errors(run, CheckpointError, NonFiniteLoss, WorkdirError)(argv)
 
 
 def parse_flags(argv):

@@ -299,19 +299,19 @@ class Checkpoints:
             )
         return record
 
-    def restore(self, target: PyTree, *, step: int | Literal["last", "best"] = "last") -> Restored:
+    def restore(self, target: PyTree | Callable[[dict], PyTree], *, step: int | Literal["last", "best"] = "last") -> Restored:
         """The checkpoint in the structure and on the shardings of target (ShapeDtypeStructs or arrays), as jax Arrays.
+
+        A target may depend on the checkpoint: a function gets its meta and returns the target.
 
         "last" and "best" pass over damaged ones, with a warning, to the next newest or next best. A step given as a
         number must be sound. The checkpoint of another architecture is an error in any case: it is another run's.
         """
         self.wait()
-        leaves, treedef = named_leaves(target)
         tried = []
         for candidate in self._candidates(step):
             try:
-                state, meta = self._load(candidate, leaves)
-                return Restored(candidate, jax.tree.unflatten(treedef, state), meta)
+                return Restored(candidate, *self._load(candidate, target))
             except _Damaged as damage:
                 self._damaged.add(candidate)
                 if candidate == step:
@@ -342,8 +342,9 @@ class Checkpoints:
             )
         return [wanted]
 
-    def _load(self, step: int, target: dict[str, Any]) -> tuple[list[jax.Array], dict]:
+    def _load(self, step: int, target: PyTree | Callable[[dict], PyTree]) -> tuple[PyTree, dict]:
         record = _together(lambda: self._read_record(step))
+        target, treedef = named_leaves(target(record["meta"]) if callable(target) else target)
         if differences := _differences(record["structure"], _structure(target)):
             further = len(differences) - _SHOWN_DIFFERENCES
             raise CheckpointError(
@@ -356,7 +357,7 @@ class Checkpoints:
         if wrong := [name for name in target if found[name] != expected[name]]:
             del state  # not kept alive by the traceback: an older one is about to be loaded
             raise _Damaged(f"checksum mismatch in {len(wrong)} of {len(target)} leaves, the first is {wrong[0]}")
-        return [state[name] for name in target], record["meta"]
+        return jax.tree.unflatten(treedef, [state[name] for name in target]), record["meta"]
 
     def _read_arrays(self, step: int, target: dict[str, Any]) -> dict[str, jax.Array]:
         wanted = {name: _with_sharding(name, leaf) for name, leaf in target.items()}

@@ -6,9 +6,12 @@ A config file's sections are the dataclasses' fields:
     backbone    name (or preset) + fields of that backbone
     memory      name + fields of that memory system
     recurrence  RecurrenceConfig        dtype
-    task        name + fields of that task
+    task        name + fields of that task; or, for a text,
+    data        dataset + fields of CorpusConfig, stream + fields of that stream
     train       TrainConfig, with train.optimizer and train.stages
     evaluation  EvaluationConfig        mesh  MeshConfig
+
+Resolving a config with `data` opens the corpus, and on its first use prepares it: so what is wrong with it is known before anything runs.
 """
 
 import dataclasses
@@ -17,6 +20,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from armt_jax.data import STREAMS, CorpusConfig, TextSource
+from armt_jax.data.sources import SOURCES
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.memory.presets import MEMORIES
 from armt_jax.model import ModelConfig, RecurrenceConfig
@@ -24,20 +29,20 @@ from armt_jax.nn.backbones import BACKBONES, PRESETS, BackboneConfig
 from armt_jax.nn.positions import RotaryScaling
 from armt_jax.parallel.mesh import MeshConfig
 from armt_jax.settings import EvaluationConfig, OptimizerConfig, Stage, TrainConfig
-from armt_jax.tasks import TASKS, Task
+from armt_jax.tasks import TASKS, BatchSource, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment. `tasks`, `models`: of each stage of `train.stages`, in order.
+    """One experiment. `tasks`, `models`: of each stage of `train.stages`, in order. A text stands where a task does.
 
     Models differ at most in their segment length: without recurrence.segment_length each task brings its own. They share parameters.
     """
 
     seed: int
     model: ModelConfig
-    task: Task
-    tasks: tuple[Task, ...]
+    task: BatchSource
+    tasks: tuple[BatchSource, ...]
     models: tuple[ModelConfig, ...]
     train: TrainConfig
     evaluation: EvaluationConfig
@@ -127,15 +132,64 @@ def resolve_task(fields: Mapping[str, Any], section: str = "task") -> Task:
     return _build(*_named(section, fields, TASKS), section)
 
 
-def resolve_model(config: Mapping[str, Any], task: Task) -> ModelConfig:
+# Fields of a corpus as the section `data` calls them.
+CORPUS_FIELDS = {"dataset" if f.name == "name" else f.name: f for f in dataclasses.fields(CorpusConfig)}
+
+
+def stream_fields(kind: type[TextSource]) -> tuple[str, ...]:
+    """The keys of `data` that belong to a kind of stream."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.name != "corpus")
+
+
+def resolve_data(fields: Mapping[str, Any], segment_length: int | None = None, section: str = "data") -> TextSource:
+    """A text as batches. segment_length: that of recurrence, None where it says nothing."""
+    fields = _section(section, fields)
+    stream = fields.pop("stream", "contiguous")
+    if stream not in STREAMS:
+        raise ValueError(f"config: {section}.stream = {stream!r} is unknown{suggestion(stream, STREAMS)}")
+    kind = STREAMS[stream]
+    known = (*CORPUS_FIELDS, "stream", *stream_fields(kind))
+    for name in fields:
+        others = [other for other, k in STREAMS.items() if name in stream_fields(k)]
+        if name not in known and others:
+            raise ValueError(f"config: {section}.{name} belongs to {section}.stream = {others[0]!r}, not to {stream!r}: drop it")
+        if name not in known:
+            raise ValueError(f"config: unknown key {section}.{name}{suggestion(name, known)}")
+    if "dataset" not in fields:
+        raise ValueError(f"config: {section}.dataset is missing{suggestion('', SOURCES)}")
+    own = {name: value for name, value in fields.items() if name not in CORPUS_FIELDS}
+    if segment_length is not None and own.setdefault("segment_length", segment_length) != segment_length:
+        raise ValueError(
+            f"config: {section}.segment_length = {own['segment_length']} differs from recurrence.segment_length = {segment_length}: a text "
+            "is cut where the model cuts it; set one of them alone"
+        )
+    corpus = {name: value for name, value in fields.items() if name in CORPUS_FIELDS}
+    for name, value in corpus.items():
+        _check_type(f"{section}.{name}", value, CORPUS_FIELDS[name].type)
+    corpus = CorpusConfig(**{"name" if name == "dataset" else name: value for name, value in corpus.items()})
+    return _build(kind, {"corpus": corpus, **own}, section)
+
+
+def _resolve_source(config: Mapping[str, Any], changes: Mapping[str, Any], section: str) -> BatchSource:
+    """The config's task or text with some of its fields changed."""
+    if "task" in config:
+        return resolve_task({**_section("task", config["task"]), **changes}, section)
+    # A stage of its own data would be another experiment, and carry the wrong fingerprint.
+    if fixed := [name for name in changes if name in CORPUS_FIELDS]:
+        raise ValueError(f"config: {section}.{fixed[0]} = {changes[fixed[0]]!r}: stages share their corpus; set data.{fixed[0]} instead")
+    recurrence = _section("recurrence", config.get("recurrence", {}))
+    return resolve_data({**_section("data", config["data"]), **changes}, recurrence.get("segment_length"), section)
+
+
+def resolve_model(config: Mapping[str, Any], task: BatchSource) -> ModelConfig:
     given = _section("recurrence", config.get("recurrence", {}))
     recurrence = _build(RecurrenceConfig, {"segment_length": task.segment_length, **given}, "recurrence")
     memory = resolve_memory(config.get("memory", {"name": "none"}))
     return ModelConfig(resolve_backbone(config["backbone"]), memory, recurrence, config.get("dtype", "float32"))
 
 
-def _resolve_train(fields: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[TrainConfig, tuple[Task, ...]]:
-    fields = _section("train", fields)
+def _resolve_train(config: Mapping[str, Any]) -> tuple[TrainConfig, tuple[BatchSource, ...]]:
+    fields, kind = _section("train", config["train"]), "task" if "task" in config else "data"
     optimizer = _build(OptimizerConfig, fields.pop("optimizer", {}), "train.optimizer")
     stages, tasks = [], []
     listed = fields.pop("stages", ())
@@ -143,47 +197,88 @@ def _resolve_train(fields: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[
         raise ValueError(f"config: train.stages = {listed!r} must be a list of stages, like [dict(steps=1000)]")
     for i, stage in enumerate(listed):
         stage = _section(f"train.stages[{i}]", stage)
-        overrides = _section(f"train.stages[{i}].task", stage.pop("task", {}))
+        overrides = _section(f"train.stages[{i}].{kind}", stage.pop(kind, {}))
         stages.append(_build(Stage, stage, f"train.stages[{i}]"))
-        tasks.append(resolve_task({**task, **overrides}, f"train.stages[{i}].task"))
+        tasks.append(_resolve_source(config, overrides, f"train.stages[{i}].{kind}"))
     return _build(TrainConfig, {**fields, "optimizer": optimizer, "stages": tuple(stages)}, "train"), tuple(tasks)
 
 
-SECTIONS = ("seed", "backbone", "memory", "recurrence", "dtype", "task", "train", "evaluation", "mesh")
+SECTIONS = ("seed", "backbone", "memory", "recurrence", "dtype", "task", "data", "train", "evaluation", "mesh")
 
 
 def resolve(config: Any) -> Config:
     """The experiment that a ConfigDict (or plain dict) describes.
 
     Raises:
-        ValueError: an unknown or missing key, a wrong type, or values that do not fit together; the message names them.
+        ValueError: an unknown or missing key, a wrong type, or values that do not fit together; the message names them. (DataError, a
+            ValueError, where the data does not fit.)
     """
     config = plain(config)
     for name in config:
         if name not in SECTIONS:
             raise ValueError(f"config: unknown section {name}{suggestion(name, SECTIONS)}")
-    for name in ("backbone", "task", "train"):
+    for name in ("backbone", "train"):
         if name not in config:
             raise ValueError(f"config: section {name} is missing")
+    if ("task" in config) == ("data" in config):
+        found = "has both sections task and data" if "task" in config else "section task is missing, and so is data"
+        raise ValueError(f"config: {found}: a run has a task, or (data) a text")
     _check_type("seed", config.get("seed", 0), "int")
     if not 0 <= config.get("seed", 0) < 2**32:
         raise ValueError(f"config: seed = {config['seed']} must lie in 0..2**32 - 1")
-    task = resolve_task(config["task"])
+    task = _resolve_source(config, {}, "task" if "task" in config else "data")
     model = resolve_model(config, task)
-    train, tasks = _resolve_train(config["train"], config["task"])
-    for i, each in enumerate((task, *tasks)):
-        if each.vocab_size > model.backbone.vocab_size:
-            where = "task" if i == 0 else f"train.stages[{i - 1}].task"
-            raise ValueError(
-                f"config: {where} needs a vocabulary of {each.vocab_size}, more than backbone.vocab_size = {model.backbone.vocab_size}: "
-                "raise backbone.vocab_size"
-            )
-    return Config(
+    train, tasks = _resolve_train(config)
+    resolved = Config(
         seed=config.get("seed", 0), model=model, task=task, tasks=tasks, train=train,
         models=tuple(resolve_model(config, each) for each in tasks),
         evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
         mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"),
     )  # fmt: skip
+    (_check_text if isinstance(task, TextSource) else _check_task)(resolved)
+    for i, each in enumerate((task, *tasks)):
+        if each.vocab_size > model.backbone.vocab_size:
+            kind = "task" if "task" in config else "data"
+            where = kind if i == 0 else f"train.stages[{i - 1}].{kind}"
+            raise ValueError(
+                f"config: {where} needs a vocabulary of {each.vocab_size}, more than backbone.vocab_size = {model.backbone.vocab_size}: "
+                "raise backbone.vocab_size"
+            )
+    return resolved
+
+
+def _check_task(config: Config) -> None:
+    if config.evaluation.batches is None:
+        raise ValueError(f"config: evaluation.batches = None must be int: it reads a whole split, and task {config.task.name!r} has no end")
+    if config.evaluation.split != "test":
+        raise ValueError(f"config: evaluation.split = {config.evaluation.split!r} is for texts; tasks are evaluated on 'test'")
+
+
+def _check_text(config: Config) -> None:
+    """What has to fit together around a text."""
+    mesh, train = config.mesh.sizes, config.train
+    missing = [split for split in ("train", "validation") if split not in config.task.corpus.splits]
+    if missing:
+        raise ValueError(f"config: data.splits = {config.task.corpus.splits} lacks {missing[0]!r}: training needs 'train' and 'validation'")
+    for i, (stage, source) in enumerate(zip(train.stages, config.tasks, strict=True)):
+        where, rows = f"train.stages[{i}]", train.batch_of(stage)
+        if stage.stop_at is not None:
+            raise ValueError(f"config: {where}.stop_at = {stage.stop_at} is an exact match, and a text has no answers: use patience")
+        for split in ("train", "validation"):
+            length, targets = source.row_length(source.size), source.num_targets(split)
+            if length > targets:
+                raise ValueError(
+                    f"config: a row of data.segments = {source.segments} segments of {source.segment_length} tokens is longer than the "
+                    f"{targets:,} targets of split {split!r}: shorten it"
+                )
+        if -1 in (mesh["data"], mesh["fsdp"]):
+            continue
+        parts = mesh["data"] * mesh["fsdp"]
+        if rows % (parts * train.accumulate):
+            raise ValueError(
+                f"config: a batch of {rows} rows ({where}) does not divide over mesh.data * mesh.fsdp = {parts} and train.accumulate = "
+                f"{train.accumulate}, and every row keeps its place: make it a multiple of {parts * train.accumulate}"
+            )
 
 
 def override(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class _Decoder:
         self.model, self.capacity = model, capacity
         layout = model.config.memory.layout(model.config.backbone)
         self.front = Layout(layout.front, 0)
-        self.graphdef, self.layers = nnx.split(model.layers)
+        self.graphdef, self.layers = model.stacked_layers()
 
     def _empty_cache(self, batch: int) -> KeyValueCache:
         attention = self.model.layers.block.attention

@@ -15,7 +15,7 @@ from flax import nnx
 
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.nn.backbones import BackboneConfig
-from armt_jax.nn.layers import Table, dropout, linear
+from armt_jax.nn.layers import Shared, Table, dropout, row_keys
 from armt_jax.recurrence import schedules, segments
 from armt_jax.recurrence.cell import Cell, Layer
 from armt_jax.recurrence.gradients import GRADIENTS
@@ -24,8 +24,8 @@ from armt_jax.recurrence.schedules import SCHEDULES, GridParams, GridState
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Logits that exist at once in the loss: segments are taken together up to this many entries.
 LOGITS_AT_ONCE = 1 << 22
-# Tells the dropout after the embedding apart from the layers' (whose keys are folded with their numbers).
-EMBEDDING_SALT = 2**31 - 1
+# Tell the dropout after the embedding and before the head apart from the layers' (whose keys are folded with their numbers).
+EMBEDDING_SALT, OUTPUT_SALT = 2**31 - 1, 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class MemoryTransformer(nnx.Module):
         backbone, dtype = config.backbone, DTYPES[config.dtype]
         layout = config.memory.layout(backbone)
         self.config = config
-        self.embed = Table(backbone.vocab_size, backbone.width, backbone.embedding_std, rngs)
+        self.embed = backbone.embedding(rngs)
         rows = layout.table_rows or backbone.max_positions
         learned = backbone.learned_positions
         self.positions = nnx.data(Table(rows, backbone.width, backbone.position_std, rngs) if learned else None)
@@ -123,11 +123,10 @@ class MemoryTransformer(nnx.Module):
         def stack(rngs):
             return Layer(backbone.block(dtype, rngs), config.memory.layer_memory(backbone, dtype, rngs))
 
-        self.layers = stack(rngs)
+        layers, shared, own = nnx.split(stack(rngs), Shared, ...)
+        self.layers = nnx.merge(layers, jax.tree.map(lambda a: a[0], shared), own)
         self.final_norm = backbone.final_norm(dtype, rngs)
-        head = dict(bias=False, init=backbone.init, dtype=dtype, rngs=rngs)
-        tied = backbone.tie_embeddings
-        self.head = nnx.data(None if tied else linear(backbone.width, backbone.vocab_size, **head))
+        self.head = backbone.head(dtype, rngs)
 
     @property
     def dtype(self):
@@ -141,9 +140,36 @@ class MemoryTransformer(nnx.Module):
         model.config = config
         return model
 
+    def with_config(self, config: ModelConfig) -> "MemoryTransformer":
+        """The same weights (shared, not copied) under another config that has the same parameters: another cache length, `clamp_len`, ...
+
+        Raises:
+            ValueError: the parameters of the two differ.
+        """
+        graphdef, other = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0))))
+        params = nnx.split(self)[1]
+        have, need = ({jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(p)} for p in (params, other))
+        for name in sorted(have.keys() | need.keys()):
+            if have.get(name) != need.get(name):
+                raise ValueError(
+                    f"parameter {name} is {have.get(name, 'absent')} in this model and {need.get(name, 'absent')} under the other config: "
+                    "change only what adds, removes and reshapes no parameter"
+                )
+        return nnx.merge(graphdef, params)
+
+    def with_memory(self, **changes) -> "MemoryTransformer":
+        """The same weights with other fields of the memory config, such as `cache_length`. Raises ValueError as `with_config`."""
+        return self.with_config(dataclasses.replace(self.config, memory=dataclasses.replace(self.config.memory, **changes)))
+
+    def stacked_layers(self):
+        """(graphdef, parameters [L, ...]) of the layers. What they share is repeated, so that its gradients add up."""
+        graphdef, shared, own = nnx.split(self.layers, Shared, ...)
+        L = self.config.backbone.num_layers
+        return graphdef, nnx.merge_state(jax.tree.map(lambda a: jnp.broadcast_to(a, (L, *a.shape)), shared), own)
+
     def init_state(self, batch: int) -> GridState:
         """The empty memory of `batch` rows."""
-        graphdef, params = nnx.split(self.layers)
+        graphdef, params = self.stacked_layers()
         layers = jax.vmap(lambda p: nnx.merge(graphdef, p).memory.init_state(batch))(params)
         if not jax.tree.leaves(layers):
             layers = ()
@@ -162,7 +188,8 @@ class MemoryTransformer(nnx.Module):
 
         Args:
             tokens_BxN: int ids. valid_BxN: bool, False at padding. reset_BxS: bool, rows whose memory is emptied before a segment.
-            state: from `init_state` or an earlier call. key: turns dropout on (training).
+            state: from `init_state` or an earlier call. key: turns dropout on (training); one key, or one
+                for each row [B].
 
         Raises:
             ValueError: an empty row, ids outside the vocabulary, a state of another batch, shape or dtype.
@@ -189,9 +216,8 @@ class MemoryTransformer(nnx.Module):
         return self.embed(tokens, self.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] after the final norm -> [..., V], float32."""
-        kernel = self.embed.table[...].T if self.head is None else self.head.kernel[...]
-        return jnp.matmul(hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        """[..., D] after the final norm -> [..., V], float32 (log-probabilities where the head is an adaptive softmax)."""
+        return self.head.logits(hidden, self.embed)
 
     def hidden(self, tokens_BxN, state=None, *, valid_BxN=None, reset_BxS=None, key=None):
         """Runs the grid. Returns (hidden [S, B, T, D] after the final norm, state, mask of real tokens [S, B, T] or None)."""
@@ -201,11 +227,11 @@ class MemoryTransformer(nnx.Module):
         check_shape("valid", valid_BxN, (B, N))
         check_shape("reset", reset_BxS, (B, segments.num_segments(N, recurrence.segment_length)))
         state = self.init_state(B) if state is None else self._checked(state, B)
-        cell_def, layers = nnx.split(self.layers)
+        cell_def, layers = self.stacked_layers()
         layout = self.config.memory.layout(self.config.backbone)
         frames, valid = segments.frames(
             batch=B, length=N, segment_length=recurrence.segment_length, layout=layout, align=recurrence.align, valid_BxN=valid_BxN,
-            reset_BxS=reset_BxS, bptt_segments=recurrence.bptt_segments, key=key,
+            reset_BxS=reset_BxS, bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
         )  # fmt: skip
         enter, leave, around = self._around(layout, B)
         grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave)
@@ -218,7 +244,7 @@ class MemoryTransformer(nnx.Module):
         """What stands around the layers, as pure functions of its parameters."""
         parts = {"token_memory": self.token_memory, "positions": self.positions, "final_norm": self.final_norm}
         split = {name: nnx.split(part) for name, part in parts.items() if part is not None}
-        rate, dtype = self.config.backbone.dropout, self.dtype
+        backbone, dtype = self.config.backbone, self.dtype
 
         def part(params, name):
             return nnx.merge(split[name][0], params[name])
@@ -233,7 +259,7 @@ class MemoryTransformer(nnx.Module):
             if "positions" in split:
                 valid = None if frame.valid_BxT is None else layout.real(frame.valid_BxT)
                 x = x + part(params, "positions")(layout.positions(x_BxTxD.shape[1], valid), dtype)
-            return dropout(x, rate, frame.key, EMBEDDING_SALT)
+            return dropout(x, backbone.dropout, frame.keys_B, EMBEDDING_SALT)
 
         def leave(params, hidden_BxTxD, tokens, frame):
             memory, tokens = started(params, tokens, frame)
@@ -241,7 +267,7 @@ class MemoryTransformer(nnx.Module):
             after = memory.next_state(hidden, tokens, layout)
             if frame.live_B is not None:
                 after = segments.choose(frame.live_B, after, tokens)
-            return layout.real(hidden), after
+            return dropout(layout.real(hidden), backbone.output_dropout, frame.keys_B, OUTPUT_SALT), after
 
         return enter, leave, {name: params for name, (_, params) in split.items()}
 
@@ -261,7 +287,8 @@ class MemoryTransformer(nnx.Module):
         return state
 
     def losses(self, tokens_BxN, targets_BxN, weights_BxN, state=None, *, valid_BxN=None, reset_BxS=None, key=None) -> Losses:
-        """Weighted cross-entropy of the targets, computed per segment so that logits never exist for a whole row.
+        """Weighted cross-entropy of the targets, computed per segment so that logits never exist for a whole row (an adaptive softmax cuts
+        by rows of its own, and computes a tail cluster for the tokens that are there).
 
         Args:
             targets_BxN: the token each position must predict. weights_BxN: float32, 0 where the prediction does not count.
@@ -270,26 +297,48 @@ class MemoryTransformer(nnx.Module):
         for name, given in (("targets", targets_BxN), ("weights", weights_BxN)):
             check_shape(name, given, tokens_BxN.shape)
         hidden, state, valid = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, key=key)
-        cut = [segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN)]
-        weights = cut[1].astype(jnp.float32) if valid is None else cut[1] * valid
+        targets, weights = (segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN))
+        weights = weights.astype(jnp.float32) if valid is None else weights * valid
 
-        @jax.checkpoint
         def segment_loss(hidden, targets, weights):
-            logits = self.logits(hidden)
-            nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+            nll, correct = self.head.losses(hidden, targets, self.embed)
             # A padded or unweighted position must not turn a NaN elsewhere into a zero, nor its own into the sum.
             loss = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=(-1, -2))
-            return loss, jnp.sum(weights, axis=(-1, -2)), jnp.argmax(logits, -1) == targets
+            return loss, jnp.sum(weights, axis=(-1, -2)), correct
 
-        group = self._segments_at_once(*hidden.shape[:3])
-        grouped = [a.reshape(-1, group, *a.shape[1:]) for a in (hidden, cut[0], weights)]
-        out = jax.lax.map(lambda a: segment_loss(*a), tuple(grouped))
-        loss_S, weight_S, correct = (a.reshape(-1, *a.shape[2:]) for a in out)
+        loss_S, weight_S, correct = self._by_segments(segment_loss, hidden, targets, weights)
         return Losses(loss_S, weight_S, segments.join(correct, tokens_BxN.shape[1], recurrence.align), state)
 
+    def token_losses(self, tokens_BxN, targets_BxN, state=None, *, valid_BxN=None, reset_BxS=None) -> tuple[jax.Array, GridState]:
+        """-ln p of every target [B, N], float32, and the memory state after the row; for evaluation."""
+        recurrence = self.config.recurrence
+        check_shape("targets", targets_BxN, tokens_BxN.shape)
+        hidden, state, _ = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS)
+        targets = segments.split(targets_BxN, recurrence.segment_length, recurrence.align)
+        (nll,) = self._by_segments(lambda h, t: self.head.losses(h, t, self.embed)[:1], hidden, targets)
+        return segments.join(nll, tokens_BxN.shape[1], recurrence.align), state
+
+    def _by_segments(self, function, hidden, *cut):
+        """function(hidden, *cut) over the leading axis of segments, as many of them together as their logits allow."""
+        group = self._segments_at_once(*hidden.shape[:3])
+        grouped = [a.reshape(-1, group, *a.shape[1:]) for a in (hidden, *cut)]
+        out = jax.lax.map(lambda a: function(*a), tuple(grouped))
+        return tuple(a.reshape(-1, *a.shape[2:]) for a in out)
+
     def _segments_at_once(self, S: int, B: int, T: int) -> int:
-        fit = max(1, LOGITS_AT_ONCE // (B * T * self.config.backbone.vocab_size))
+        fit = max(1, LOGITS_AT_ONCE // (B * T * self.head.width))
         return max(g for g in range(1, S + 1) if S % g == 0 and g <= fit)
+
+
+def _row_keys(key: jax.Array | None, rows: int) -> jax.Array | None:
+    if key is None:
+        return None
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key is an array of {key.dtype}, not a PRNG key: make one with jax.random.key(seed)")
+    if key.ndim == 0:
+        return row_keys(key, rows)
+    check_shape("key", key, (rows,))
+    return key
 
 
 def check_shape(name: str, given: jax.Array | None, shape: tuple[int, ...]) -> None:

@@ -88,16 +88,20 @@ class OptimizerConfig:
         _check(self.schedule == "constant" or self.warmup_steps < length, "warmup_steps", self.warmup_steps, rule)
 
 
+# Fields of the optimizer that a stage may set for itself.
+STAGE_OPTIMIZER = ("learning_rate", "schedule", "weight_decay")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a curriculum; its task is the config's task with the stage's `task` fields changed.
+    """One stage of a curriculum; its task is the config's task with the stage's `task` fields changed (of a text: its `data` fields).
 
     Attributes:
         steps: optimizer steps at most.
         stop_at: the stage ends early once a validation reaches this exact match; None: never.
         patience: the stage ends early after this many validations without a better one; None: never.
         batch_size: of this stage; None: train.batch_size.
-        learning_rate, schedule: of this stage; None: those of train.optimizer.
+        learning_rate, schedule, weight_decay: of this stage; None: those of train.optimizer.
     """
 
     steps: int
@@ -106,6 +110,7 @@ class Stage:
     batch_size: int | None = None
     learning_rate: float | None = None
     schedule: str | None = None
+    weight_decay: float | None = None
 
     def __post_init__(self):
         if self.schedule is not None and self.schedule not in SCHEDULES:
@@ -178,18 +183,32 @@ class TrainConfig:
         return self.batch_size if stage.batch_size is None else stage.batch_size
 
     def optimizer_of(self, stage: Stage) -> OptimizerConfig:
-        changes = {name: getattr(stage, name) for name in ("learning_rate", "schedule") if getattr(stage, name) is not None}
+        changes = {name: getattr(stage, name) for name in STAGE_OPTIMIZER if getattr(stage, name) is not None}
         return dataclasses.replace(self.optimizer, **changes)
+
+
+MEMORY = ("on", "off")
+EVALUATION_SPLITS = ("validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Attributes: batch_size: rows per batch. batches: batches per point of a sweep (of the test split)."""
+    """Attributes:
+    batch_size: rows per batch. batches: batches per point of a sweep; None: the whole split (of a text, no other has an end).
+    split: "test" or "validation".
+    memory: "off" empties the memory before every segment, which shows what it is worth.
+    """
 
     batch_size: int = 64
-    batches: int = 8
+    batches: int | None = 8
+    split: str = "test"
+    memory: str = "on"
 
     def __post_init__(self):
         for name in ("batch_size", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} = {getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"evaluation.{name} = {value} must be at least 1")
+        for name, allowed in (("split", EVALUATION_SPLITS), ("memory", MEMORY)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"evaluation.{name} = {getattr(self, name)!r} must be one of {', '.join(allowed)}")

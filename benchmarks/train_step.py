@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 
 import jax
@@ -89,6 +90,7 @@ def measure(shape: str, memory: str, dtype: str, runs: int, only: str | None) ->
         for variant in variants:
             for timed in ("forward", "train"):
                 variant.time(timed, count=i > 0)
+        print(f"round {i} of {runs} done (round 0 warms up)", file=sys.stderr, flush=True)
     return [variant.row(shape) for variant in variants]
 
 

@@ -42,7 +42,7 @@ def get_config(mode: str = "rewrite") -> ConfigDict:
     c.backbone = dict(preset="neox-tiny-ar")
     c.memory = dict(name="armt", num_memory_tokens=4, d_mem=64)
     # One pair a segment: without recurrence.segment_length each stage takes its task's (4 to 6 tokens for keys of 1 to 3 digits).
-    c.recurrence = dict(gradient="reversible")
+    c.recurrence = dict(schedule="diagonal", gradient="reversible")  # the fastest: benchmarks/train_step.py --shape=ar
     c.task = dict(name="associative_retrieval", mode=mode, pairs=stages[-1][0], key_size=stages[-1][1], queries=1)
     c.train = dict(
         batch_size=512, log_every=50, validate_every=250, validation_batches=4, checkpoint_every=1000,

@@ -1,6 +1,44 @@
-"""Tests run on the CPU. Compile time dominates them, so XLA's slowest passes are off."""
+"""Tests run on the CPU. Compile time dominates them, so XLA's slowest passes are off.
+
+Small corpora are made on the spot; the real ones are used where ARMT_JAX_DATA says where they are.
+"""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real text, laid out as wikitext-2/, wikitext-103/, enwik8/, books/, gpt2-bpe/, sentencepiece/."""
+    folder = os.environ.get("ARMT_JAX_DATA")
+    if not folder:
+        pytest.skip("ARMT_JAX_DATA is not set: it must name the folder of real text")
+    if not Path(folder).is_dir():
+        pytest.fail(f"ARMT_JAX_DATA={folder} is not a folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def make_corpus(tmp_path):
+    """make_corpus(train=b"...", ...) writes a corpus and gives its config. A list of texts makes one document of each."""
+
+    from armt_jax.data import CorpusConfig
+
+    def make(tokenizer="bytes", folder="text", **splits):
+        root = tmp_path / folder
+        fields = {name: splits.pop(name) for name in ("tokenizer_path", "vocab_size") if name in splits}
+        for split, documents in splits.items():
+            (root / split).mkdir(parents=True, exist_ok=True)
+            for i, text in enumerate([documents] if isinstance(documents, (str, bytes)) else documents):
+                (root / split / f"{i:04d}.txt").write_bytes(text.encode() if isinstance(text, str) else text)
+        return CorpusConfig(
+            "text", str(root), tokenizer, splits=tuple(s for s in ("train", "validation", "test") if s in splits),
+            cache_dir=str(tmp_path / "cache"), **fields,
+        )  # fmt: skip
+
+    return make

@@ -164,6 +164,55 @@ def test_evaluation_of_an_empty_folder(tmp_path):
     assert "WorkdirError" in line and f"{tmp_path} is not a run's workdir" in line and not list(tmp_path.iterdir())
 
 
+TEXT = """
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config():
+    c = ConfigDict()
+    c.backbone = dict(name="transformer_xl", vocab_size=256, num_layers=1, width=16, num_heads=2, kernel_std=None)
+    c.memory = dict(name="transformer_xl", cache_length=4)
+    c.recurrence = dict(segment_length=4)
+    c.data = dict(dataset="text", path=config_dict.placeholder(str), tokenizer="bytes", segments=2, cache_dir={cache!r})
+    c.train = dict(batch_size=2, log_every=2, validate_every=2, validation_batches=1, stages=[dict(steps=4)])
+    c.evaluation = dict(batch_size=2, batches=config_dict.placeholder(int))
+    c.mesh = dict()
+    return c
+"""
+
+
+@pytest.fixture
+def text(tmp_path):
+    """(config file, folder of the corpus)."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split in ("train", "validation", "test"):
+        (corpus / f"{split}.txt").write_text("a few words, again and again\n" * 5)
+    (tmp_path / "text.py").write_text(TEXT.format(cache=str(tmp_path / "cache")))
+    return tmp_path / "text.py", corpus
+
+
+def test_a_text_without_a_path_is_one_line_that_says_which_files(text, tmp_path):
+    line = one_line(start("train.py", f"--config={text[0]}", f"--workdir={tmp_path / 'run'}"))
+    assert "data.path is not set" in line and "train/*.txt" in line and not (tmp_path / "run").exists()
+
+
+def test_a_text_is_trained_and_evaluated(text, tmp_path):
+    path, corpus = text
+    run = tmp_path / "run"
+    done = start("train.py", f"--config={path}", f"--workdir={run}", f"--config.data.path={corpus}")
+    assert done.returncode == 0, done.stderr
+    assert "validation loss" in done.stderr and "perplexity" in done.stderr and "exact_match" not in done.stderr
+    moved = corpus.rename(tmp_path / "moved")
+    line = one_line(start("eval.py", f"--workdir={run}"))
+    assert f"{corpus} does not exist" in line
+    done = start("eval.py", f"--workdir={run}", f"--data_path={moved}", "--samples=1", "--sample_tokens=8")
+    assert done.returncode == 0, done.stderr
+    assert "stateful, memory off" in done.stdout and "bits_per_character" in done.stdout
+    made = {path.name for path in (run / "evaluation").iterdir()}
+    assert {"results.csv", "results.jsonl", "by_segment.png", "by_position.png", "samples.txt"} <= made
+
+
 IMPORT = """
 import importlib, pkgutil, sys
 import armt_jax

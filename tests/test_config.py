@@ -8,6 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from armt_jax.config import Config, override, plain, resolve
+from armt_jax.data import ContiguousStreams, DataError, Windows
+from armt_jax.data.tokenizers import GPT2Tokenizer
+from armt_jax.data.tokenizers.gpt2 import byte_symbols
 from armt_jax.evaluation.sweep import CHANGEABLE, read_sweep
 from armt_jax.memory.associative import ARMT
 from armt_jax.nn.backbones import GPT2, GPTNeoX
@@ -219,6 +222,37 @@ def test_rmt_and_the_diagonal_schedule():
     refuses(override(diagonal, {"memory": {"name": "rmt", "num_memory_tokens": 1}}), "schedule = 'diagonal'", "RMT", "'sequential'")
 
 
+XL = {
+    "name": "transformer_xl", "vocab_size": 128, "num_layers": 1, "width": 16, "num_heads": 2, "norm_place": "pre", "clamp_len": 20,
+    "cutoffs": [40, 90], "div_val": 2, "tie_projections": [False, True, True],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "armt_xl", "rmt_xl"])
+def test_transformer_xl_and_its_combinations(name):
+    memory = {"name": name, "cache_length": 8, "same_length": True, "cached": "text"}
+    memory |= {} if name == "transformer_xl" else {"num_memory_tokens": 2}
+    model = resolve(changed(backbone=XL, memory=memory)).model
+    assert (model.memory.cache_length, model.memory.same_length, model.memory.cached) == (8, True, "text")
+    assert (model.backbone.cutoffs, model.backbone.tie_projections) == ((40, 90), (False, True, True))
+    assert model.memory.layout(model.backbone).back == memory.get("num_memory_tokens", 0)
+    refuses(changed(memory=memory), "memory.cache_length = 8", "GPT2")
+    refuses(changed(backbone=XL, memory=memory | {"cache_len": 8}), "unknown key memory.cache_len (did you mean 'cache_length'?)")
+    refuses(changed(backbone=XL, memory=memory | {"cache_length": "8"}), "memory.cache_length = '8' must be int")
+    diagonal = changed(backbone=XL, memory=memory, recurrence__schedule="diagonal", recurrence__gradient="reversible")
+    if name == "rmt_xl":
+        refuses(diagonal, "schedule = 'diagonal'", "RMTXL")
+    else:
+        resolve(diagonal)
+
+
+def test_adaptive_softmax_and_vocabulary():
+    refuses(changed(backbone=XL | {"cutoffs": [40, 200]}, memory={"name": "none"}), "cutoffs = (40, 200)", "vocab_size = 128")
+    refuses(changed(backbone=XL | {"cutoffs": [40]}, memory={"name": "none"}), "tie_projections", "cutoffs = (40,)")
+    base = resolve(changed(backbone={"preset": "transformer-xl-wt103-base"}, memory={"name": "transformer_xl"})).model
+    assert (base.backbone.vocab_size, base.backbone.head_size, base.memory.cache_length) == (267735, 41, 150)
+
+
 def test_task_vocabulary_and_backbone_vocabulary():
     refuses(changed(backbone__vocab_size=127), "128", "backbone.vocab_size = 127")
     copy = override(SMALL, {"task": {"name": "copy", "length": 2}, "backbone.vocab_size": 12, "train.stages": [{"steps": 1}]})
@@ -318,6 +352,94 @@ def test_override_below_a_value_says_what_is_wrong():
     assert "train.stages.0" in str(error.value) and "did you mean 'stages'" not in str(error.value)
 
 
+# -- texts -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A config of a text."""
+    folder = tmp_path_factory.mktemp("text")
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.txt").write_text("some words and some more\n" * 40)
+    data = {"dataset": "text", "path": str(folder), "tokenizer": "bytes", "segments": 3, "cache_dir": str(folder / "cache")}
+    train = {"batch_size": 4, "stages": [{"steps": 8}, {"steps": 6, "data": {"segments": 5}}]}
+    backbone = SMALL["backbone"] | {"vocab_size": 256}
+    return without("task") | {"data": data, "backbone": backbone, "train": train, "evaluation": {"batches": None}}
+
+
+def test_a_text_stands_where_a_task_does(text):
+    config = resolve(text)
+    assert isinstance(config.task, ContiguousStreams) and config.task.corpus.name == "text" and config.task.corpus.tokenizer == "bytes"
+    assert (config.task.segments, config.task.segment_length, config.model.recurrence.segment_length) == (3, 4, 4)
+    assert [task.segments for task in config.tasks] == [3, 5] and config.evaluation.batches is None
+    windows = resolve(override(text, {"data.stream": "windows", "data.stride": 2, "data.loss": "window"})).task
+    assert windows == Windows(config.task.corpus, 4, 3, stride=2, loss="window")
+
+
+def test_a_text_brings_its_segment_length(text):
+    config = {name: value for name, value in text.items() if name != "recurrence"} | {"backbone": text["backbone"] | {"max_positions": 256}}
+    assert resolve(config).model.recurrence.segment_length == 128 == resolve(config).task.segment_length
+    config = override(config, {"data.segment_length": 8})
+    assert resolve(config).model.recurrence.segment_length == 8 == resolve(config).tasks[1].segment_length
+    both = override(text, {"data.segment_length": 8})
+    refuses(both, "data.segment_length = 8", "recurrence.segment_length = 4")
+    assert resolve(override(text, {"data.segment_length": 4})).task.segment_length == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"data.pth": "x"}, ("unknown key data.pth", "did you mean 'path'?")),
+        ({"data.segment": 2}, ("unknown key data.segment", "'segments'")),
+        ({"data.dataset": "enwik9"}, ("enwik9", "did you mean 'enwik8'?")),
+        ({"data.stream": "contigous"}, ("data.stream = 'contigous'", "did you mean 'contiguous'?")),
+        ({"data.tokenizer": "byte"}, ("tokenizer='byte'", "'bytes'")),
+        ({"data.stride": 2}, ("data.stride belongs to data.stream = 'windows', not to 'contiguous'",)),
+        ({"data.segments": "3"}, ("data.segments = '3' must be int",)),
+        ({"data.path": 3}, ("data.path = 3 must be str or None",)),
+        ({"data.resets_at": "page"}, ("resets_at='page'",)),
+        ({"data.segments": 1000}, ("data.segments = 1000 segments of 4 tokens", "999 targets", "'train'")),
+        ({"data.splits": ["train"]}, ("data.splits = ('train',) lacks 'validation'",)),
+        ({"backbone.vocab_size": 255}, ("data needs a vocabulary of 256", "backbone.vocab_size = 255")),
+        ({"train.stages": [{"steps": 1, "stop_at": 0.5}]}, ("train.stages[0].stop_at = 0.5", "patience")),
+        ({"train.stages": [{"steps": 1, "data": {"path": "y"}}]}, ("train.stages[0].data.path = 'y'", "set data.path")),
+        ({"train.stages": [{"steps": 1, "data": {"sgments": 2}}]}, ("train.stages[0].data.sgments", "'segments'")),
+        ({"train.stages": [{"steps": 1, "task": {"pairs": 2}}]}, ("train.stages[0].task",)),
+        ({"mesh.data": 3}, ("a batch of 4 rows (train.stages[0])", "mesh.data * mesh.fsdp = 3", "multiple of 3")),
+        ({"mesh.data": 2, "train.accumulate": 4}, ("train.accumulate = 4", "multiple of 8")),
+        ({"evaluation.split": "train"}, ("evaluation.split = 'train'", "test")),
+        ({"evaluation.batches": 0}, ("evaluation.batches = 0",)),
+    ],
+)
+def test_what_does_not_fit_a_text_is_named(text, changes, parts):
+    refuses(override(text, changes), *parts)
+
+
+def test_a_run_has_a_task_or_a_text(text):
+    refuses(text | {"task": SMALL["task"]}, "both sections task and data")
+    refuses({name: value for name, value in text.items() if name != "data"}, "section task is missing, and so is data")
+    refuses(changed(evaluation__batches=None), "evaluation.batches = None", "associative_retrieval")
+    refuses(changed(evaluation__split="validation"), "evaluation.split = 'validation'")
+    no_dataset = {name: value for name, value in text["data"].items() if name != "dataset"}
+    refuses(text | {"data": no_dataset}, "data.dataset is missing", "enwik8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"data.path": None}, ("data.path is not set", "train/*.txt")),
+        ({"data.path": "/no/such/folder"}, ("/no/such/folder does not exist", "validation/*.txt")),
+        ({"data.dataset": "wikitext103"}, ("wiki.train.tokens", "wiki.valid.tokens", "missing")),
+        ({"data.dataset": "enwik8"}, ("enwik8", "100,000,000 bytes")),
+        ({"data.tokenizer": "gpt2"}, ("tokenizer_path", "vocab.json", "merges.txt")),
+    ],
+)
+def test_a_path_without_the_files_gives_the_files_that_are_wanted(text, changes, wanted):
+    with pytest.raises(DataError) as error:
+        resolve(override(text, changes))
+    assert all(part in str(error.value) for part in wanted), error.value
+
+
 # -- what is in the repository -----------------------------------------------------------------------------------------------
 
 
@@ -328,6 +450,28 @@ def load(path):
     return module
 
 
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """Stand-ins for the published corpora, and the settings that name them."""
+    folder = tmp_path_factory.mktemp("corpora")
+    (folder / "enwik8").write_bytes(b"".join(b"<page>some text, number %d</page>\n" % i for i in range(2000)))
+    for part in ("train", "valid", "test"):
+        (folder / f"wiki.{part}.tokens").write_text(" \n = A title = \n \n some <unk> words in a line , and more . \n" * 400)
+    symbols = byte_symbols()
+    GPT2Tokenizer({symbol: i for i, symbol in enumerate(symbols.values())}, []).save(folder)
+
+    def fields(data):
+        bpe = {"data.tokenizer_path": str(folder)} if data["tokenizer"] == "gpt2" else {}
+        return {"data.path": str(folder), "data.cache_dir": str(folder / "cache"), **bpe}
+
+    return fields
+
+
+def shipped(module, variant, corpora):
+    config = plain(module.get_config() if variant is None else module.get_config(variant))
+    return override(config, corpora(config["data"])) if "data" in config else config
+
+
 def every_variant():
     for path in sorted(CONFIGS.glob("*.py")):
         module = load(path)
@@ -336,9 +480,9 @@ def every_variant():
 
 
 @pytest.mark.parametrize(("path", "variant"), list(every_variant()))
-def test_every_config_resolves(path, variant):
+def test_every_config_resolves(path, variant, corpora):
     module = load(path)
-    config = resolve(module.get_config() if variant is None else module.get_config(variant))
+    config = resolve(shipped(module, variant, corpora))
     assert config.train.stages and len(config.tasks) == len(config.train.stages)
     if variant is not None:
         with pytest.raises(ValueError, match="no-such-variant"):

@@ -18,6 +18,7 @@ from armt_jax.memory.layer_tokens import ParallelRMT
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
 from armt_jax.nn.backbones import GPT2, GPTNeoX, Llama
+from armt_jax.nn.layers import row_keys
 
 V, B, T, N = 20, 2, 4, 10
 SIZES = dict(
@@ -225,6 +226,12 @@ def test_dropout_needs_a_key_and_obeys_it():
     first, again, other = (np.asarray(run(model, jax.random.key(k))) for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - plain).max() > 1e-2 and np.abs(first - other).max() > 1e-2
+    keys_B = row_keys(jax.random.key(1), B)
+    np.testing.assert_array_equal(run(model, keys_B), first)
+    with pytest.raises(ValueError, match="not a PRNG key: make one with jax.random.key"):
+        model(TOKENS, key=jnp.zeros(2, jnp.uint32))
+    with pytest.raises(ValueError, match=r"key has the shape \[3\], and these tokens need \[2\]"):
+        model(TOKENS, key=row_keys(jax.random.key(1), 3))
 
 
 # ---- losses ----

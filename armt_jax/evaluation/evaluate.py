@@ -5,15 +5,16 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
 from armt_jax.checkpoint import Checkpoints
-from armt_jax.config import Config, plain, resolve
+from armt_jax.config import Config, override, plain, resolve
 from armt_jax.model import ModelConfig
-from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
-from armt_jax.tasks import Task
+from armt_jax.parallel.mesh import make_mesh
+from armt_jax.recurrence.segments import num_segments
+from armt_jax.tasks import Batch, Task
 from armt_jax.training import step as steps
-from armt_jax.training.optimizer import make_optimizer
+from armt_jax.training.restore import restore_target
 from armt_jax.training.workdir import read_config
 
 
@@ -34,19 +35,32 @@ class Trained:
         return max(task.size for task in self.config.tasks)
 
 
-def load(workdir: str | Path, checkpoint: str | int = "best") -> Trained:
-    """Restores a run's best (or "last", or a numbered) checkpoint.
+def run_config(workdir: Path, data_path: str | None = None) -> dict[str, Any]:
+    """The plain config a run was trained with. data_path: where its text lies now; None: where it lay.
+
+    Raises:
+        WorkdirError: not a run's folder. ValueError: a path for a run without a text.
+    """
+    raw = plain(read_config(workdir))
+    if data_path is None:
+        return raw
+    if "data" not in raw:
+        raise ValueError(f"--data_path={data_path}: the run in {workdir} has no text, its task is {raw['task']['name']!r}")
+    return override(raw, {"data.path": data_path})
+
+
+def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | None = None) -> Trained:
+    """Restores a run's best (or "last", or a numbered) checkpoint. data_path: as in `run_config`.
 
     Raises:
         WorkdirError: not a run's folder. CheckpointError: no usable checkpoint in it.
     """
     workdir = Path(workdir).absolute()
-    raw = plain(read_config(workdir))
+    raw = run_config(workdir, data_path)
     config = resolve(raw)
     mesh = make_mesh(config.mesh)
-    target = steps.abstract_state(config.model, make_optimizer(config.train.optimizer, 10**9), mesh)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(target, step=checkpoint)
+        restored = checkpoints.restore(restore_target(config, mesh), step=checkpoint)
     return Trained(workdir, raw, config, mesh, restored.state.params, restored.step)
 
 
@@ -55,13 +69,28 @@ def _step(model: ModelConfig, mesh, num_answers: int):
     return steps.make_evaluation_step(model, mesh, num_answers=num_answers)
 
 
-def evaluate(trained: Trained, model: ModelConfig, task: Task, *, batch_size: int, batches: int, split: str = "test") -> dict[str, float]:
-    """Exact match and mean loss over `batches` batches of the task at its largest size, with the number of answers they rest on."""
+def evaluate(
+    trained: Trained, model: ModelConfig, task: Task, *, batch_size: int, batches: int, split: str = "test", memory: str = "on"
+) -> dict[str, float]:
+    """Exact match and mean loss over `batches` batches of the task at its largest size, with the number of answers they rest on.
+
+    memory: "off" empties it before every segment.
+    """
     task = task.largest()
-    step, rows = _step(model, trained.mesh, task.num_answers), process_rows(batch_size, trained.mesh)
-    right = answers = loss = weight = 0.0
-    for i in range(batches):
-        batch = put_batch(task.batch(trained.config.seed, i, batch_size, split, rows), trained.mesh)
-        m = jax.device_get(step(trained.params, batch))
-        right, answers, loss, weight = right + m.right, answers + m.answers, loss + m.loss, weight + m.weight
-    return {"exact_match": float(right / max(answers, 1.0)), "loss": float(loss / max(weight, 1e-9)), "answers": int(answers)}
+    batches = steps.read_batches(
+        task, trained.mesh, seed=trained.config.seed, split=split, batch_size=batch_size, batches=batches
+    )  # fmt: skip
+    batches = map(functools.partial(MEMORY[memory], segment_length=model.recurrence.segment_length), batches)
+    total = steps.measure(_step(model, trained.mesh, task.num_answers), trained.params, None, batches, trained.mesh)
+    loss, exact = total.loss / max(total.weight, 1e-9), total.right / max(total.answers, 1.0)
+    return {"exact_match": exact, "loss": loss, "answers": int(total.answers)}
+
+
+def without_memory(batch: Batch, segment_length: int) -> Batch:
+    """The same rows, with the memory emptied before every segment."""
+    rows, length = batch.tokens_BxN.shape
+    return dataclasses.replace(batch, reset_BxS=np.ones((rows, num_segments(length, segment_length)), bool))
+
+
+# How a batch is read, by `evaluation.memory`.
+MEMORY = {"on": lambda batch, segment_length: batch, "off": without_memory}

@@ -60,6 +60,24 @@ def write_results(
     return paths
 
 
+def write_table(flat: Sequence[Row], rows: Sequence[Row], directory: str | os.PathLike) -> dict[str, Path]:
+    """Writes results.csv of the flat rows and results.jsonl of the whole ones; returns their paths."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = {kind: directory / f"results.{kind}" for kind in ("csv", "jsonl")}
+    jsonl.replace_lines(paths["jsonl"], rows)
+    jsonl.replace_text(paths["csv"], _csv_text(flat))
+    return paths
+
+
+def write_curves(rows: Sequence[Row], stem: str | os.PathLike, *, x: str, y: str, title: str, label: str) -> None:
+    """Writes stem.csv and stem.png (y against x, one line a label, x on an even scale)."""
+    stem = Path(stem)
+    series = _series(rows, x, y, label)
+    jsonl.replace_text(stem.with_suffix(".csv"), _csv_text(rows))
+    plot_curves(series, stem.with_suffix(".png"), xlabel=_spoken(x), ylabel=_spoken(y), title=title, log_x=False)
+
+
 def append_result(row: Row, path: str | os.PathLike) -> None:
     """Adds one row to a JSON-lines file and waits for the disk, so a sweep that is killed keeps what it has finished."""
     jsonl.append_line(row, path)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from armt_jax.config import override, resolve
-from armt_jax.evaluation import report
+from armt_jax.data import TextSource
+from armt_jax.evaluation import report, text
 from armt_jax.evaluation.evaluate import Trained, evaluate
 from armt_jax.telemetry.progress import Progress
 
-# What an evaluation may change: the rest belongs to the checkpoint.
-CHANGEABLE = ("task", "evaluation", "recurrence")
+# What an evaluation may change: the rest belongs to the checkpoint. Single keys are those that change no parameter.
+CHANGEABLE = ("task", "data", "evaluation", "recurrence", "memory.cache_length", "memory.same_length", "backbone.clamp_len")
 
 
 def read_sweep(path: str | Path) -> list[dict[str, Any]]:
@@ -35,7 +36,7 @@ def read_sweep(path: str | Path) -> list[dict[str, Any]]:
         if not isinstance(point, Mapping):
             raise ValueError(f"sweep {path}: {point!r} is not a dict of dotted keys, like {{'task.pairs': 500}}")
         for key in point:
-            if key.split(".")[0] not in CHANGEABLE:
+            if key not in CHANGEABLE and key.split(".")[0] not in CHANGEABLE:
                 raise ValueError(f"sweep {path}: {key} cannot be changed after training; a sweep may change {', '.join(CHANGEABLE)}")
     if not points:
         raise ValueError(f"sweep {path} is empty")
@@ -50,6 +51,9 @@ def identity(trained: Trained, point: Mapping[str, Any]) -> str:
 
 def run_sweep(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str | None = None) -> list[dict[str, Any]]:
     """Evaluates every point that `directory/results.jsonl` does not hold yet; writes CSV, JSONL and a plot; returns the rows in order."""
+    label = label or memory_name(trained)
+    if isinstance(trained.config.task, TextSource):
+        return text.run(trained, points, directory, identity, label)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "results.jsonl"
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
@@ -60,12 +64,13 @@ def run_sweep(trained: Trained, points: Sequence[Mapping[str, Any]], directory: 
         name = trained.config.task.size_name
         raise ValueError(f"two points of the sweep have {name} = {repeated}, and one curve has one value per size: make two sweeps of it")
     done = {row["id"]: row for row in report.read_results(path)} if path.exists() else {}
-    label = label or memory_name(trained)
     progress, rows = Progress(len(planned), "point"), []
     for i, (point, config, name) in enumerate(planned):
         if name not in done:
             settings = config.evaluation
-            found = evaluate(trained, config.model, config.task, batch_size=settings.batch_size, batches=settings.batches)
+            found = evaluate(
+                trained, config.model, config.task, batch_size=settings.batch_size, batches=settings.batches, memory=settings.memory
+            )
             size = {config.task.size_name: config.task.size}
             facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
             done[name] = {"label": label, **size, **found, **facts}

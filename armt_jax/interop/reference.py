@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from armt_jax.interop import transformer_xl
 from armt_jax.memory.associative import ARMT
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import ModelConfig, RecurrenceConfig
-from armt_jax.nn.backbones import GPT2, BackboneConfig, GPTNeoX, Llama
+from armt_jax.nn.backbones import GPT2, BackboneConfig, GPTNeoX, Llama, TransformerXL
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -43,6 +44,10 @@ def backbone_config(family: str, fields: Mapping[str, Any]) -> BackboneConfig:
 
 def model_config(meta: Mapping[str, Any]) -> ModelConfig:
     """The model that a golden file describes (its `meta`)."""
+    if meta["kind"] == "transformer_xl":
+        return transformer_xl.model_config(meta)
+    if meta["kind"] not in ("armt", "rmt"):
+        raise ValueError(f"kind {meta['kind']!r} is not one of armt, rmt, transformer_xl")
     backbone = backbone_config(meta["family"], meta["config"])
     # The GPT-2 cases have tables grown for the memory tokens, the others number positions on.
     tokens = dict(num_memory_tokens=meta["num_mem_tokens"], positions="table" if meta["family"] == "gpt2" else "running")
@@ -50,8 +55,6 @@ def model_config(meta: Mapping[str, Any]) -> ModelConfig:
         "armt": lambda: ARMT(d_mem=meta["d_mem"], nu=meta["nu"], correction=meta["correction"], **tokens),
         "rmt": lambda: RMT(**tokens),
     }
-    if meta["kind"] not in memories:
-        raise ValueError(f"kind {meta['kind']!r} is not one of {tuple(memories)}")
     recurrence = RecurrenceConfig(segment_length=meta["segment_size"], align=meta["alignment"])
     return ModelConfig(backbone, memories[meta["kind"]](), recurrence)
 
@@ -136,6 +139,8 @@ _FAMILIES = {
 def name_map(config: ModelConfig) -> tuple[dict[str, Callable], list[dict[str, Callable]]]:
     """(our path -> tensor from theirs) outside the layers, and the same once per layer (paths under `layers/`)."""
     backbone, root = config.backbone, "memory_cell.model."
+    if isinstance(backbone, TransformerXL):
+        return transformer_xl.name_map(config)
     prefix, layers, block, embed, norm, head = _FAMILIES[type(backbone)]
     armt = isinstance(config.memory, ARMT)
     outside: dict[str, Any] = dict(

@@ -1,8 +1,8 @@
 """python -m armt_jax.interop.verify FILE...: does this library compute what the published PyTorch code computed?
 
 Each FILE (.npz) holds a small model's weights, an input, and the reference's results. Checked for every schedule and gradient strategy that
-applies: logits, loss, every gradient, the final memory state; and the greedy continuation. Prints the largest error of each kind and exits
-with 1 if one is past its tolerance, 2 if a file cannot be read.
+applies: logits (of Transformer-XL the loss of every token), loss, every gradient, the final memory state; and the greedy continuation.
+Prints the largest error of each kind and exits with 1 if one is past its tolerance, 2 if a file cannot be read.
 """
 
 import argparse
@@ -19,13 +19,15 @@ import numpy as np
 from flax import nnx
 
 from armt_jax.interop.reference import from_reference, magnitudes, model_config
+from armt_jax.interop.transformer_xl import in_published_order
 from armt_jax.model import MemoryTransformer
 from armt_jax.parallel.rules import path_string
 from armt_jax.recurrence.gradients import GRADIENTS
 from armt_jax.recurrence.schedules import SCHEDULES
+from armt_jax.recurrence.segments import join, split
 
-# Logits and loss: absolute. State and gradients: relative to the largest entry of the array.
-TOLERANCES = {"logits": 2e-5, "loss": 2e-6, "gradient": 1e-4, "state": 1e-4, "generated": 0.0}
+# Logits and losses: absolute. State and gradients: relative to the largest entry of the array.
+TOLERANCES = {"logits": 2e-5, "token loss": 2e-5, "loss": 2e-6, "gradient": 1e-4, "state": 1e-4, "generated": 0.0}
 
 
 def load(path: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -36,7 +38,8 @@ def load(path: str) -> tuple[dict, dict[str, np.ndarray]]:
         meta = json.loads(str(arrays.pop("meta")))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a readable golden file ({type(error).__name__}: {error})") from error
-    missing = [name for name in ("input_ids", "logits", "loss") if name not in arrays]
+    results = "token_loss" if meta.get("kind") == "transformer_xl" else "logits"
+    missing = [name for name in ("input_ids", results, "loss") if name not in arrays]
     if missing:
         raise ValueError(f"{path}: lacks {', '.join(missing)}")
     return meta, arrays
@@ -109,6 +112,38 @@ def errors(model: MemoryTransformer, arrays: dict, gradients: dict) -> dict[str,
     return out
 
 
+def stream_errors(model: MemoryTransformer, arrays: dict, gradients: dict) -> dict[str, float]:
+    """The same for Transformer-XL: a stream whose targets are the next ids, and hidden states as memory."""
+    ids = arrays["input_ids"].astype(np.int32)
+    tokens, targets, every = ids[:, :-1], ids[:, 1:], np.ones(ids[:, 1:].shape, np.float32)
+    graphdef, params = nnx.split(model)
+
+    def loss(params):
+        model = nnx.merge(graphdef, params)
+        out = model.losses(tokens, targets, every)
+        hidden, state, _ = model.hidden(tokens)
+        nll, _ = model.head.losses(hidden, split(targets, hidden.shape[2]), model.embed)
+        found = [join(a, targets.shape[1]) for a in (hidden, nll)]
+        return out.loss_S.sum() / out.weight_S.sum(), (out.state, state, *found)
+
+    (value, (state, again, hidden, token_loss)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    found = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads)}
+    wanted = _group(arrays, "final_state/hidden/")
+    token_loss = in_published_order(np.asarray(token_loss), targets, model.config)
+    # The published code caches the last layer's output, too, and never reads it.
+    caches = [[*s.layers.hidden_BxCxD, hidden[:, -s.layers.hidden_BxCxD.shape[2] :]] for s in (state, again)]
+    return {
+        "token loss": float(np.max(np.abs(token_loss - arrays["token_loss"]))),
+        "loss": abs(float(value) - float(arrays["loss"])),
+        "gradient": max(relative(found[name], *want) for name, want in gradients.items()),
+        "state": max(relative(cache[int(i)], want) for cache in caches for i, want in wanted.items()),
+    }
+
+
+# How the results of each kind of file are compared.
+COMPARISONS = {"armt": errors, "rmt": errors, "transformer_xl": stream_errors}
+
+
 def generated_error(model: MemoryTransformer, arrays: dict) -> float:
     """Number of tokens of the greedy continuation that differ. The published code lengthens the last segment."""
     want = arrays["generated"]
@@ -124,7 +159,7 @@ def verify(path: str) -> dict[str, float]:
         model, gradients = build(meta, arrays)
         worst: dict[str, float] = {}
         for variant in combinations(model):
-            for kind, error in errors(variant, arrays, gradients).items():
+            for kind, error in COMPARISONS[meta["kind"]](variant, arrays, gradients).items():
                 # A NaN must not lose against a number.
                 worst[kind] = float(np.maximum(error, worst.get(kind, 0.0)))
         if "generated" in arrays:

@@ -75,7 +75,7 @@ class Trace(NamedTuple):
     values_BxTxHxd: jax.Array
     valid_BxT: jax.Array | None  # None: every token is real
     layout: Layout
-    key: jax.Array | None  # PRNG key of this cell in training, for systems that say `needs_rng`
+    keys_B: jax.Array | None  # PRNG keys of this cell's rows in training, for systems that say `needs_rng`
 
 
 class LayerMemory(nnx.Module):
@@ -158,7 +158,7 @@ class MemoryConfig:
     token_class: ClassVar[type[TokenMemory]] = TokenMemory
 
     def layout(self, backbone: BackboneConfig) -> Layout:
-        """Raises ValueError where the memory tokens cannot get positions in this backbone."""
+        """Raises ValueError where this backbone has no positions for what the memory adds."""
         return Layout()
 
     def layer_memory(self, backbone: BackboneConfig, dtype: Any, rngs: nnx.Rngs) -> LayerMemory:

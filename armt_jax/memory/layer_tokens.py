@@ -69,7 +69,7 @@ class ParallelRMT(MemoryConfig):
         return memory_layout(self.num_memory_tokens, self.num_memory_tokens, self.positions, backbone)
 
     def layer_memory(self, backbone, dtype, rngs):
-        std = backbone.embedding_std if self.memory_std is None else self.memory_std
+        std = backbone.token_std if self.memory_std is None else self.memory_std
         return LayerTokens(self.num_memory_tokens, backbone.width, std, rngs)
 
     def token_memory(self, backbone, rngs):

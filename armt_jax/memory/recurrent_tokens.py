@@ -55,5 +55,5 @@ class RMT(MemoryConfig):
         return memory_layout(self.num_memory_tokens, self.num_memory_tokens, self.positions, backbone)
 
     def token_memory(self, backbone, rngs):
-        std = backbone.embedding_std if self.memory_std is None else self.memory_std
+        std = backbone.token_std if self.memory_std is None else self.memory_std
         return RecurrentTokens(self.num_memory_tokens, backbone.width, std, rngs)

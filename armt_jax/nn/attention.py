@@ -29,6 +29,7 @@ class Context(NamedTuple):
     Either `hidden_BxCxD` (hidden states that the block projects with its own key and value maps: Transformer-XL, MemoryLLM) or ready
     `keys_BxCxHxd` and `values_BxCxHxd` (CAMELoT, MemLong). Keys are un-rotated; `positions` (int, [C] or [B, C]) says where they
     stand on the segment's own axis (the first token of the segment is 0, so the past is negative). `valid_BxC`: which entries exist.
+    `window`: a token sees only what stands less than so many positions before it, in the context and in the segment; None: everything.
     """
 
     positions: jax.Array
@@ -36,6 +37,7 @@ class Context(NamedTuple):
     hidden_BxCxD: jax.Array | None = None
     keys_BxCxHxd: jax.Array | None = None
     values_BxCxHxd: jax.Array | None = None
+    window: int | None = None
 
 
 class KeyValueCache(NamedTuple):
@@ -82,34 +84,47 @@ class Attention(nnx.Module):
         context: Context | None = None,
         cache: KeyValueCache | None = None,
         cache_index: jax.Array | int = 0,
+        keys_B: jax.Array | None = None,
     ) -> Attended:
-        """positions: int [T] or [B, T]. With a cache, the T new tokens are written at cache_index.. and see all valid places there."""
+        """positions: int [T] or [B, T]. With a cache, the T new tokens are written at cache_index.. and see all valid places there.
+        keys_B: PRNG keys for an attention that draws random numbers."""
         q = self._rotate(self._heads(self.query(x_BxTxD)), positions)
         plain_k, v = self._heads(self.key(x_BxTxD)), self._heads(self.value(x_BxTxD))
         k = self._rotate(plain_k, positions)
-        new_values = v
+        new_values, places = v, positions
         if cache is not None:
             cache, k, v, mask = _extend(cache, cache_index, k, v, valid_BxT)
+            places = jnp.cumsum(cache.valid_BxC, axis=1) - 1
         else:
             mask = None if valid_BxT is None else _causal(x_BxTxD.shape[1])[None] & valid_BxT[:, None, :]
         if context is not None:
-            k, v, mask = self._see(context, k, v, mask, x_BxTxD.shape)
-        out = dot_product(q, k, v, mask_BxTxS=mask, causal=mask is None)
+            k, v, mask, places = self._see(context, k, v, mask, positions, places)
+        out = self.weigh(q, k, v, mask, positions, places, keys_B)
         return Attended(self.output(out.reshape(*x_BxTxD.shape[:2], -1)), plain_k, new_values, cache)
 
-    def _see(self, context: Context, k, v, mask, shape):
-        """Puts the context's keys and values before the segment's."""
+    def weigh(self, q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, positions, places, keys_B) -> jax.Array:
+        """The weighted values [B, T, H, d]. mask None: plainly causal. `positions` of the queries and `places` of the keys (int,
+        [T] and [S], or with a leading B) stand on one axis; here they are in the rotated q and k already."""
+        return dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS=mask_BxTxS, causal=mask_BxTxS is None)
+
+    def _see(self, context: Context, k, v, mask, positions, places):
+        """Puts the context's keys, values and positions before the segment's."""
         if context.hidden_BxCxD is not None:
             hidden = context.hidden_BxCxD.astype(k.dtype)
             more_k, more_v = self._heads(self.key(hidden)), self._heads(self.value(hidden))
         else:
             more_k, more_v = context.keys_BxCxHxd.astype(k.dtype), context.values_BxCxHxd.astype(v.dtype)
-        B, T = shape[:2]
+        B, T, C = more_k.shape[0], positions.shape[-1], more_k.shape[1]
         mask = _causal(T)[None] if mask is None else mask
-        seen = jnp.broadcast_to(context.valid_BxC[:, None, :], (B, T, more_k.shape[1]))
+        seen = jnp.broadcast_to(context.valid_BxC[:, None, :], (B, T, C))
         mask = jnp.concatenate([seen, jnp.broadcast_to(mask, (B, T, k.shape[1]))], axis=-1)
+        ahead = jnp.broadcast_to(context.positions, (*places.shape[:-1], C)) if context.positions.ndim == 1 else context.positions
+        behind = jnp.broadcast_to(places, (*ahead.shape[:-1], k.shape[1]))
+        places = jnp.concatenate([ahead, behind], axis=-1)
+        if context.window is not None:
+            mask = mask & (positions[..., :, None] - places[..., None, :] < context.window)
         k = jnp.concatenate([self._rotate(more_k, context.positions), k], axis=1)
-        return k, jnp.concatenate([more_v, v], axis=1), mask
+        return k, jnp.concatenate([more_v, v], axis=1), mask, places
 
 
 def _causal(T: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The backbones: GPT-2, GPT-NeoX, Llama. Each is a checked config that builds its blocks, final norm and position table.
+"""The backbones: GPT-2, GPT-NeoX, Llama, Transformer-XL. Each is a checked config that builds its blocks, final norm and position table.
 
 Field names are ours; `armt_jax.interop` maps Hugging Face's to them.
 """
@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
+from armt_jax.nn.adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax, Clusters
 from armt_jax.nn.attention import Attention
-from armt_jax.nn.blocks import Block, ParallelBlock
-from armt_jax.nn.layers import GeluMLP, Init, SwiGLU, layer_norm, rms_norm
+from armt_jax.nn.blocks import Block, ParallelBlock, PostNormBlock
+from armt_jax.nn.heads import TiedHead, UntiedHead
+from armt_jax.nn.layers import GeluMLP, Identity, Init, ReluMLP, Shared, SwiGLU, Table, layer_norm, rms_norm
 from armt_jax.nn.positions import Rotary, RotaryScaling
+from armt_jax.nn.relative_attention import RelativeAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,25 @@ class BackboneConfig:
     def init(self) -> Init:
         depth = self.num_layers if self.scale_residual_init else None
         return Init(self.kernel_std, self.embedding_std, self.position_std, depth)
+
+    @property
+    def token_std(self) -> float:
+        """Initial scale of the token embeddings as they enter the first layer; memory tokens start at it, too."""
+        return self.embedding_std
+
+    @property
+    def output_dropout(self) -> float:
+        """Between the final norm and the head."""
+        return 0.0
+
+    def embedding(self, rngs: nnx.Rngs) -> nnx.Module:
+        return Table(self.vocab_size, self.width, self.embedding_std, rngs)
+
+    def head(self, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """See `armt_jax.nn.heads`."""
+        if self.tie_embeddings:
+            return TiedHead(self.vocab_size, dtype)
+        return UntiedHead(self.width, self.vocab_size, self.init, dtype, rngs)
 
     def block(self, dtype: Any, rngs: nnx.Rngs) -> Block:
         raise NotImplementedError
@@ -166,7 +188,113 @@ class Llama(BackboneConfig):
         return rms_norm(self.width, self.norm_epsilon, dtype, rngs)
 
 
-BACKBONES: dict[str, type[BackboneConfig]] = {"gpt2": GPT2, "gpt_neox": GPTNeoX, "llama": Llama}
+NORM_PLACES = {"post": PostNormBlock, "pre": Block}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerXL(BackboneConfig):
+    """Transformer-XL (Dai et al., arXiv 1901.02860): attention by content and distance, ReLU MLP, adaptive softmax, no final norm.
+
+    Without a memory every segment is read on its own; memory "transformer_xl" adds the cache. The embeddings are scaled by sqrt(D).
+    `dropout` also stands inside the MLP and before the head; the published code drops features of the distances as well, this one does not.
+
+    Attributes:
+        max_positions: distances have no limit, nor has the segment. head_width: d; None = D / H.
+        norm_place: "post" (the paper) or "pre" (`pre_lnorm`). clamp_len: the longest distance told apart; None: all are.
+        tie_biases: one u and v for all layers (as published), otherwise each layer has its own (`untie_r`).
+        attention_dropout: rate inside attention, after the softmax.
+        cutoffs: first token of each tail cluster of the adaptive softmax and input; () for plain ones.
+        div_val: cluster i is div_val^i times narrower. embedding_width: E; None = D.
+        tie_embeddings: input and output share their tables.
+        tie_projections: of each cluster, whether input and output share the projection; None: of all but the shortlist.
+        projection_std: initial scale of the projections.
+
+    Raises:
+        ValueError: as `BackboneConfig`; cutoffs that do not rise inside the vocabulary; a tie for the wrong number of clusters; attention
+            dropout alone.
+    """
+
+    max_positions: int = 2**30
+    norm_place: str = "post"
+    head_width: int | None = None
+    clamp_len: int | None = None
+    tie_biases: bool = True
+    attention_dropout: float = 0.0
+    cutoffs: tuple[int, ...] = ()
+    div_val: int = 1
+    embedding_width: int | None = None
+    tie_projections: tuple[bool, ...] | None = None
+    projection_std: float = 0.01
+    scale_residual_init: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.norm_place not in NORM_PLACES:
+            raise ValueError(f"backbone.norm_place = {self.norm_place!r} must be one of {tuple(NORM_PLACES)}")
+        if self.clamp_len is not None and self.clamp_len < 1:
+            raise ValueError(f"backbone.clamp_len = {self.clamp_len} must be at least 1, or None to tell all distances apart")
+        if self.width % 2:
+            raise ValueError(f"backbone.width = {self.width} must be even: half of a distance's features are sines, half cosines")
+        if not 0.0 <= self.attention_dropout < 1.0:
+            raise ValueError(f"backbone.attention_dropout = {self.attention_dropout} must lie in [0, 1)")
+        if self.attention_dropout > 0 and self.dropout == 0:
+            raise ValueError(
+                f"backbone.attention_dropout = {self.attention_dropout} with backbone.dropout = {self.dropout}: training draws random "
+                "numbers only where backbone.dropout > 0; raise it, or set attention_dropout to 0"
+            )
+        if not isinstance(self.cutoffs, tuple) or not all(isinstance(c, int) for c in self.cutoffs):
+            raise ValueError(f"backbone.cutoffs = {self.cutoffs!r} must be a tuple of token numbers, like (20000, 40000, 200000)")
+        number = self.clusters.number
+        ties = self.tie_projections
+        if ties is not None and (len(ties) != number or not all(isinstance(t, bool) for t in ties)):
+            raise ValueError(
+                f"backbone.tie_projections = {ties!r} must hold one True or False for each of the {number} clusters that "
+                f"backbone.cutoffs = {self.cutoffs} make, or be None"
+            )
+
+    @property
+    def head_size(self):
+        return self.head_width or self.width // self.num_heads
+
+    @property
+    def clusters(self) -> Clusters:
+        return Clusters(self.vocab_size, self.cutoffs, self.width, self.embedding_width or self.width, self.div_val)
+
+    @property
+    def projection_ties(self) -> tuple[bool, ...]:
+        """Of each cluster."""
+        return self.tie_projections or (False, *(True,) * len(self.cutoffs))
+
+    @property
+    def token_std(self):
+        return self.embedding_std * self.width**0.5
+
+    @property
+    def output_dropout(self):
+        return self.dropout
+
+    def embedding(self, rngs):
+        return AdaptiveEmbedding(self.clusters, self.embedding_std, self.projection_std, rngs)
+
+    def head(self, dtype, rngs):
+        ties = self.projection_ties
+        return AdaptiveSoftmax(self.clusters, self.tie_embeddings, ties, self.embedding_std, self.projection_std, dtype, rngs)
+
+    def block(self, dtype, rngs):
+        D, init, eps = self.width, self.init, self.norm_epsilon
+        attention = RelativeAttention(
+            D, self.num_heads, self.head_size, clamp=self.clamp_len, dropout=self.attention_dropout,
+            bias_class=Shared if self.tie_biases else nnx.Param, bias_std=self.embedding_std, init=init, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        mlp = ReluMLP(D, self.hidden, dropout=self.dropout, init=init, dtype=dtype, rngs=rngs)
+        norms = layer_norm(D, eps, dtype, rngs), layer_norm(D, eps, dtype, rngs)
+        return NORM_PLACES[self.norm_place](norms[0], attention, norms[1], mlp, self.dropout)
+
+    def final_norm(self, dtype, rngs):
+        return Identity()
+
+
+BACKBONES: dict[str, type[BackboneConfig]] = {"gpt2": GPT2, "gpt_neox": GPTNeoX, "llama": Llama, "transformer_xl": TransformerXL}
 
 # Published sizes. `neox-tiny-ar` is the model of the associative-retrieval experiments (ARMT, arXiv 2407.04841, appendix E).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -180,6 +308,16 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             vocab_size=128256, num_layers=16, width=2048, num_heads=32, num_kv_heads=8, mlp_width=8192, max_positions=131072,
             rotary_base=500000.0, rotary_scaling=RotaryScaling(), tie_embeddings=True,
         ),
+    ),
+    "transformer-xl-wt103-base": (
+        "transformer_xl",
+        dict(
+            vocab_size=267735, num_layers=16, width=410, num_heads=10, mlp_width=2100, dropout=0.1, cutoffs=(20000, 40000, 200000)
+        ),
+    ),
+    "transformer-xl-enwik8-base": (
+        "transformer_xl",
+        dict(vocab_size=204, num_layers=12, width=512, num_heads=8, mlp_width=2048, dropout=0.1),
     ),
     "neox-tiny-ar": ("gpt_neox", dict(vocab_size=128, num_layers=4, width=128, num_heads=4, mlp_width=128)),
 }  # fmt: skip

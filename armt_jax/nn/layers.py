@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+# Numbers that tell apart the draws of one layer's key: its two branches, the attention's weights, the MLP's hidden units.
+ATTENTION_SALT, MLP_SALT, WEIGHTS_SALT, HIDDEN_SALT = range(4)
+
 
 @dataclasses.dataclass(frozen=True)
 class Init:
@@ -49,6 +52,10 @@ def rms_norm(width: int, epsilon: float, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSN
     return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
+class Shared(nnx.Param):
+    """A parameter of one layer that all layers have in common: kept once, without the layer axis, and repeated for the stack of layers."""
+
+
 class Table(nnx.Module):
     """Rows looked up by integer id."""
 
@@ -67,7 +74,7 @@ class GeluMLP(nnx.Module):
         self.down = linear(hidden, width, bias=True, init=init, dtype=dtype, rngs=rngs, ends_branch=True)
         self.approximate = approximate
 
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(x_BxTxD), approximate=self.approximate))
 
 
@@ -79,13 +86,41 @@ class SwiGLU(nnx.Module):
         self.up = linear(width, hidden, bias=False, init=init, dtype=dtype, rngs=rngs)
         self.down = linear(hidden, width, bias=False, init=init, dtype=dtype, rngs=rngs, ends_branch=True)
 
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+    def __call__(self, x_BxTxD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         return self.down(jax.nn.silu(self.gate(x_BxTxD)) * self.up(x_BxTxD))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, salt: int) -> jax.Array:
-    """Inverted dropout; off when `key` is None. `salt` tells apart several uses of one key."""
-    if key is None or rate == 0.0:
+class ReluMLP(nnx.Module):
+    """up, ReLU, dropout, down (Vaswani et al., arXiv 1706.03762, and Transformer-XL)."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float, init: Init, dtype: Any, rngs: nnx.Rngs):
+        self.up = linear(width, hidden, bias=True, init=init, dtype=dtype, rngs=rngs)
+        self.down = linear(hidden, width, bias=True, init=init, dtype=dtype, rngs=rngs, ends_branch=True)
+        self.dropout = dropout
+
+    def __call__(self, x_BxTxD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        return self.down(dropout(jax.nn.relu(self.up(x_BxTxD)), self.dropout, keys_B, HIDDEN_SALT))
+
+
+class Identity(nnx.Module):
+    """Where a backbone has no final norm."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
         return x
-    kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - rate, x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """A key per row [B]. A row draws the same numbers whatever rows stand beside it, on whatever device."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def fold_keys(keys_B: jax.Array, number: jax.Array | int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
+
+
+def dropout(x_BxTxD: jax.Array, rate: float, keys_B: jax.Array | None, salt: int) -> jax.Array:
+    """Inverted dropout, a key per row; off when `keys_B` is None. `salt` tells apart several uses of one key."""
+    if keys_B is None or rate == 0.0:
+        return x_BxTxD
+    draw = lambda key: jax.random.bernoulli(key, 1.0 - rate, x_BxTxD.shape[1:])
+    return jnp.where(jax.vmap(draw)(fold_keys(keys_B, salt)), x_BxTxD / (1.0 - rate), 0).astype(x_BxTxD.dtype)

@@ -7,7 +7,7 @@ rows of a batch are split over `data` and `fsdp`; devices that differ only in `s
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,15 +21,21 @@ BATCH_AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Size of each mesh axis. At most one is -1: it takes all devices that the others leave."""
+    """Size of each mesh axis. At most one is -1: it takes all devices that the others leave.
+
+    `cpu_devices`: how many devices a CPU counts for (see `processes.split_cpu`); other platforms ignore it.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     stage: int = 1
+    cpu_devices: int = 1
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
+        if not isinstance(self.cpu_devices, int) or isinstance(self.cpu_devices, bool) or self.cpu_devices < 1:
+            raise ValueError(f"MeshConfig.cpu_devices={self.cpu_devices!r}: must be an integer >= 1")
+        sizes = self.sizes
         for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
                 raise ValueError(f"MeshConfig.{name}={size!r}: must be an integer >= 1, or -1 to take the remaining devices")
@@ -37,9 +43,13 @@ class MeshConfig:
         if len(filling) > 1:
             raise ValueError(f"MeshConfig: {' and '.join(filling)} are -1; only one axis can take the remaining devices")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in AXES}
+
 
 def _sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
-    sizes = dataclasses.asdict(config)
+    sizes = config.sizes
     asked = " * ".join(f"{name}={sizes[name]}" for name in AXES)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values():
@@ -129,3 +139,28 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, leaf, global_shape)
 
     return jax.tree.unflatten(jax.tree.structure(batch), [put(leaf) for leaf in leaves])
+
+
+_NOTHING = P()
+
+
+def sum_over_data(function: Callable, mesh: Mesh, kept_specs: Any = _NOTHING) -> Callable:
+    """`function(params, kept, *rows) -> (sums, kept)` computed by every part of `data` on its own rows; sums are added up once, at the end.
+
+    Left to itself, the partitioner adds gradients up across devices inside the scan: once per segment instead of once per step.
+    Only on a mesh of copies alone: with `fsdp`, `tensor` or `stage` beside, XLA's partitioner dies on the embedding's gather inside a
+    partly manual region (jax 0.10.2), so there everything is left to it.
+
+    Args:
+        kept_specs: which dimension of what the rows keep (a tree, or None) runs over rows: PartitionSpecs that name "data" there.
+    """
+    if mesh.shape["data"] == 1 or mesh.shape["data"] != mesh.size:
+        return function
+
+    def part(params, kept, rows):
+        sums, kept = function(params, kept, *rows)
+        return jax.lax.psum(sums, "data"), kept
+
+    specs = dict(in_specs=(P(), kept_specs, P("data")), out_specs=(P(), kept_specs))
+    split = jax.shard_map(part, mesh=mesh, **specs, axis_names={"data"}, check_vma=False)
+    return lambda params, kept, *rows: split(params, kept, rows)

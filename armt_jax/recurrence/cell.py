@@ -8,6 +8,7 @@ from flax import nnx
 
 from armt_jax.memory.interface import LayerMemory, Layout, Trace
 from armt_jax.nn.blocks import Block
+from armt_jax.nn.layers import fold_keys
 from armt_jax.recurrence.segments import Frame, choose, renew
 
 
@@ -38,13 +39,13 @@ class Cell:
         """Returns (outputs [B, T, D], the state after the segment, the update that made it). `index` is the layer's number."""
         layer = self._layer(params)
         memory = layer.memory
-        key = None if frame.key is None else jax.random.fold_in(frame.key, index)
+        keys_B = None if frame.keys_B is None else fold_keys(frame.keys_B, index)
         state = renew(state, lambda: memory.init_state(self.batch), frame)
         x = memory.read(x_BxTxD, state, self.layout)
         out = layer.block(
-            x, self.positions(x, frame), frame.valid_BxT, context=memory.attend(state), mix=lambda h: memory.mix(h, state), key=key
+            x, self.positions(x, frame), frame.valid_BxT, context=memory.attend(state), mix=lambda h: memory.mix(h, state), keys_B=keys_B
         )
-        trace = Trace(x, out.hidden_BxTxD, out.keys_BxTxHxd, out.values_BxTxHxd, frame.valid_BxT, self.layout, key)
+        trace = Trace(x, out.hidden_BxTxD, out.keys_BxTxHxd, out.values_BxTxHxd, frame.valid_BxT, self.layout, keys_B)
         update = memory.write(trace, state)
         return out.hidden_BxTxD, self._commit(memory, state, update, frame), update
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from armt_jax.memory.interface import Layout
+from armt_jax.nn.layers import fold_keys
 
 ALIGNMENTS = ("left", "right")
 
@@ -18,14 +19,14 @@ class Frame(NamedTuple):
         live_B: rows with at least one real token; the others write nothing.
         reset_B: rows whose state becomes fresh before this segment.
         detach: [] True where no gradient flows into the incoming state.
-        key: PRNG key of the segment.
+        keys_B: PRNG key of each row in this segment.
     """
 
     valid_BxT: jax.Array | None = None
     live_B: jax.Array | None = None
     reset_B: jax.Array | None = None
     detach: jax.Array | None = None
-    key: jax.Array | None = None
+    keys_B: jax.Array | None = None
 
 
 def num_segments(length: int, segment_length: int) -> int:
@@ -64,7 +65,7 @@ def frames(
     valid_BxN: jax.Array | None = None,
     reset_BxS: jax.Array | None = None,
     bptt_segments: int | None = None,
-    key: jax.Array | None = None,
+    keys_B: jax.Array | None = None,
 ) -> tuple[Frame, jax.Array | None]:
     """Frames [S, ...] of a row of `length` tokens, and the mask of its real tokens [S, B, T] (None: all are real).
 
@@ -82,7 +83,7 @@ def frames(
         live_B=None if valid_BxN is None else jnp.any(valid, axis=-1),
         reset_B=None if reset_BxS is None else jnp.swapaxes(reset_BxS, 0, 1),
         detach=None if bptt_segments is None or bptt_segments >= S else (S - jnp.arange(S)) % bptt_segments == 0,
-        key=None if key is None else jax.vmap(lambda s: jax.random.fold_in(key, s))(jnp.arange(S)),
+        keys_B=None if keys_B is None else jax.vmap(lambda s: fold_keys(keys_B, s))(jnp.arange(S)),
     )
     return frame, valid
 

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 
 from armt_jax.tasks.associative_retrieval import AssociativeRetrieval
-from armt_jax.tasks.base import SPLIT_IDS, Batch, Task, exact_match
+from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, Task, exact_match
 from armt_jax.tasks.copying import Copy, Reverse
 from armt_jax.tasks.letter_retrieval import LetterRetrieval
 from armt_jax.tasks.quadratic_equations import QuadraticEquations
@@ -14,6 +14,7 @@ __all__ = [
     "TASKS",
     "AssociativeRetrieval",
     "Batch",
+    "BatchSource",
     "Copy",
     "LetterRetrieval",
     "QuadraticEquations",

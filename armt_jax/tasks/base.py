@@ -31,6 +31,7 @@ class Batch:
     answers_BxN   int32. 0: this position is not part of an answer. g >= 1: it predicts a part of answer g of its row.
                   An answer is an exact match when every position of its group is predicted right.
     valid_BxN     bool, or None when nothing is padded. Padding is at the right end of a row.
+    reset_BxS     bool, or None when no memory is emptied on the way. The row's memory is emptied before segment s.
     """
 
     tokens_BxN: np.ndarray | jax.Array
@@ -38,13 +39,19 @@ class Batch:
     weights_BxN: np.ndarray | jax.Array
     answers_BxN: np.ndarray | jax.Array
     valid_BxN: np.ndarray | jax.Array | None = None
+    reset_BxS: np.ndarray | jax.Array | None = None
 
 
-class Task(abc.ABC):
-    """A source of batches. Subclasses are frozen dataclasses that check their fields in `__post_init__`."""
+class BatchSource(abc.ABC):
+    """Where a run's batches come from. Subclasses are frozen dataclasses that check their fields in `__post_init__`.
+
+    carries_state: row r of the batch of step n + 1 goes on where row r of step n ended, so the memory state is kept between batches of one
+        split. False: every batch starts with empty memories.
+    """
 
     name: ClassVar[str]
     size_name: ClassVar[str]  # what `size` counts, for the x axis of plots
+    carries_state: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -71,36 +78,50 @@ class Task(abc.ABC):
         """Tokens in a row of this size."""
 
     @abc.abstractmethod
-    def generate(self, rng: np.random.Generator, batch_size: int, size: int) -> Batch:
-        """Draws all rows of a batch, each of the given size."""
+    def batch(self, seed: int, step: int, batch_size: int, split: str = "train", rows: slice | None = None) -> Batch:
+        """The global batch of (seed, split, step), or the given rows of it.
+
+        Args:
+          seed: of the run.
+          step: of this split, from 0.
+          batch_size: rows of the global batch. Another size gives other rows, not more of the same.
+          split: "train", "validation" or "test".
+          rows: the shard this host keeps, as a contiguous slice of the global batch.
+        """
 
     @property
     def size(self) -> int:
         """The largest size."""
         return max(self.sizes)
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the data that batches are read from; a run goes on with the same data only. None: they are generated."""
+        return None
+
+    def num_steps(self, batch_size: int, split: str) -> int | None:
+        """Steps that "validation" or "test" has; no step may follow. None: there is no end."""
+        return None
+
+    def figures(self, loss: float, weight: float, split: str) -> dict[str, float]:
+        """What else a summed loss over this many predictions of a split is called in the field, such as perplexity."""
+        return {}
+
     def largest(self) -> Self:
-        """The same task at its largest size alone: what validation measures, so that its figure is not a mean over drawn sizes."""
+        """The same source at its largest size alone: what validation measures, so that its figure is not a mean over drawn sizes."""
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: max(v) for name, v in sizes.items() if isinstance(v, tuple)})
 
-    def batch(self, seed: int, step: int, batch_size: int, split: str = "train", rows: slice | None = None) -> Batch:
-        """The global batch of (seed, split, step), or the given rows of it.
 
-        Args:
-          seed: of the run; the splits of one seed are separate streams.
-          step: of this split, from 0.
-          batch_size: rows of the global batch. Another size gives other rows, not more of the same.
-          split: "train", "validation" or "test".
-          rows: the shard this host keeps, as a contiguous slice of the global batch.
-        """
-        require_int("seed", seed, 0, _WORD - 1)
-        require_int("step", step, 0, _WORD - 1)
-        require_int("batch_size", batch_size, 1)
-        if split not in SPLIT_IDS:
-            raise ValueError(f"split={split!r} is unknown: use one of {', '.join(map(repr, SPLIT_IDS))}.")
-        if rows is not None:
-            _check_rows(rows, batch_size)
+class Task(BatchSource):
+    """A source whose rows are generated. The splits of one seed are separate streams."""
+
+    @abc.abstractmethod
+    def generate(self, rng: np.random.Generator, batch_size: int, size: int) -> Batch:
+        """Draws all rows of a batch, each of the given size."""
+
+    def batch(self, seed: int, step: int, batch_size: int, split: str = "train", rows: slice | None = None) -> Batch:
+        require_batch(seed, step, batch_size, split, rows)
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLIT_IDS[split], step])))
         # One size for the whole batch: shapes stay few, and each is compiled once.
         size = self.sizes[0] if len(self.sizes) == 1 else self.sizes[rng.integers(len(self.sizes))]
@@ -194,6 +215,17 @@ def require_segments(segments: object, row_length: int) -> None:
 def as_sizes(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """A checked size field as a tuple."""
     return value if isinstance(value, tuple) else (value,)
+
+
+def require_batch(seed: object, step: object, batch_size: object, split: object, rows: slice | None) -> None:
+    """Raises unless these are arguments for `BatchSource.batch`."""
+    require_int("seed", seed, 0, _WORD - 1)
+    require_int("step", step, 0, _WORD - 1)
+    require_int("batch_size", batch_size, 1)
+    if split not in SPLIT_IDS:
+        raise ValueError(f"split={split!r} is unknown: use one of {', '.join(map(repr, SPLIT_IDS))}.")
+    if rows is not None:
+        _check_rows(rows, batch_size)
 
 
 def _check_rows(rows: slice, batch_size: int) -> None:

@@ -15,7 +15,7 @@ class Standing:
 
     Attributes:
         stage: index of the current stage. stage_step: steps done in it.
-        best, best_step: best validation score of the stage so far (-1: none yet), and the step it was reached at.
+        best, best_step: best validation score of the stage so far, above -1 (-1: none yet), and the step it was reached at.
         waited: validations since then. finished: the stage is over.
     """
 
@@ -31,13 +31,14 @@ class Standing:
         done = self.stage_step + 1 >= stage.steps
         return dataclasses.replace(self, step=self.step + 1, stage_step=self.stage_step + 1, finished=done)
 
-    def validated(self, stage: Stage, exact_match: float, loss: float) -> "Standing":
-        score = exact_match - TIE * loss / (1.0 + loss)
+    def validated(self, stage: Stage, exact_match: float | None, loss: float) -> "Standing":
+        """After a validation. Without an exact match (of text) the loss alone counts."""
+        score = -loss / (1.0 + loss) if exact_match is None else exact_match - TIE * loss / (1.0 + loss)
         if score > self.best:
             new = dataclasses.replace(self, best=score, best_step=self.step, waited=0)
         else:
             new = dataclasses.replace(self, waited=self.waited + 1)
-        passed = stage.stop_at is not None and exact_match >= stage.stop_at
+        passed = stage.stop_at is not None and exact_match is not None and exact_match >= stage.stop_at
         patient = stage.patience is None or new.waited < stage.patience
         return dataclasses.replace(new, finished=self.finished or passed or not patient)
 

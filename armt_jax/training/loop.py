@@ -23,19 +23,23 @@ from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
 from armt_jax.parallel.processes import is_main
 from armt_jax.settings import OptimizerConfig
-from armt_jax.tasks import Task
+from armt_jax.tasks import BatchSource
 from armt_jax.telemetry.flops import count_flops, model_flop_utilisation, peak_flops
-from armt_jax.telemetry.progress import Progress
+from armt_jax.telemetry.progress import Progress, format_metric
 from armt_jax.telemetry.timing import StepTimer
 from armt_jax.telemetry.writers import MetricWriter
+from armt_jax.training import carried
 from armt_jax.training import step as steps
 from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer, restart_schedule
+from armt_jax.training.restore import restore_target
 from armt_jax.training.step import StepMetrics, TrainState
 from armt_jax.training.workdir import claim, locked
 
 # Exit code after SIGTERM: the state was saved; start the same command again (EX_TEMPFAIL).
 EXIT_PREEMPTED = 75
+# What a text's loss is shown as, beside itself.
+TEXT_FIGURES = ("perplexity", "bits_per_byte", "bits_per_character")
 
 
 class Preempted(SystemExit):
@@ -116,7 +120,7 @@ class Run:
         return self.config.train.stages[self.standing.stage]
 
     @property
-    def task(self) -> Task:
+    def task(self) -> BatchSource:
         return self.config.tasks[self.standing.stage]
 
     @property
@@ -126,6 +130,15 @@ class Run:
     @property
     def batch_size(self) -> int:
         return self.config.train.batch_of(self.stage)
+
+    @property
+    def is_text(self) -> bool:
+        """No answers to match: the loss is the figure."""
+        return self.task.num_answers == 0
+
+    def empty_memory(self) -> carried.Carried | None:
+        """What the memory state starts from where batches carry it along."""
+        return carried.fresh(self.model, self.batch_size, self.mesh) if self.task.carries_state else None
 
     def optimizer_config(self, stage) -> tuple[OptimizerConfig, int]:
         """The stage's optimizer, and the length that its schedule needs to know."""
@@ -137,14 +150,14 @@ class Run:
         return make_optimizer(*self.optimizer_config(self.stage))
 
     @functools.cache  # noqa: B019 (a run lives as long as the process)
-    def _train_step(self, model: ModelConfig, optimizer: OptimizerConfig, length: int, num_answers: int):
+    def _train_step(self, model: ModelConfig, optimizer: OptimizerConfig, length: int, num_answers: int, carries: bool):
         made = make_optimizer(optimizer, length)
         accumulate = self.config.train.accumulate
-        return steps.make_train_step(model, made, self.mesh, num_answers=num_answers, accumulate=accumulate)
+        return steps.make_train_step(model, made, self.mesh, num_answers=num_answers, accumulate=accumulate, carries=carries)
 
     @functools.cache  # noqa: B019
-    def _evaluation_step(self, model: ModelConfig, num_answers: int):
-        return steps.make_evaluation_step(model, self.mesh, num_answers=num_answers)
+    def _evaluation_step(self, model: ModelConfig, num_answers: int, carries: bool):
+        return steps.make_evaluation_step(model, self.mesh, num_answers=num_answers, carries=carries)
 
     # -- states ----------------------------------------------------------------------------------------------------------
 
@@ -153,35 +166,30 @@ class Run:
         if latest is None:
             self.standing = Standing()
             params = steps.create_params(self.config.model, self.config.seed, self.mesh)
-            return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh))
-        self.standing = Standing()
-        restored = self.checkpoints.restore(self._target())
+            return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh), self.empty_memory())
+        restored = self.checkpoints.restore(restore_target(self.config, self.mesh))
         # Newer ones, if any, are damaged: they would stand in the way of saving again.
         self.checkpoints.delete_after(restored.step)
         self.window = [(step, StepMetrics(*values)) for step, values in restored.meta["window"]]
         return Standing(**restored.meta["standing"]), restored.state
 
-    def _target(self) -> TrainState:
-        # The optimizer state has the same structure in every stage.
-        return steps.abstract_state(self.config.model, self.optimizer(), self.mesh)
-
     def _enter_next_stage(self):
         """The next stage starts from the best parameters of this one."""
         state, best = self.state, self.standing.best_step
         if best not in (-1, self.standing.step):
-            state = self.checkpoints.restore(self._target(), step=best).state
+            state = self.checkpoints.restore(restore_target(self.config, self.mesh), step=best).state
         self.standing = self.standing.next_stage()
         self.progress.set_total(self._last_step())
         if self.config.train.keep_optimizer:
-            state = TrainState(state.params, restart_schedule(state.opt_state))
+            opt_state = restart_schedule(state.opt_state)
         else:
-            state = TrainState(state.params, steps.create_opt_state(self.optimizer(), state.params, self.mesh))
-        self.state = state
+            opt_state = steps.create_opt_state(self.optimizer(), state.params, self.mesh)
+        self.state = TrainState(state.params, opt_state, self.empty_memory())
 
     def save(self, *, wait: bool = False):
         self.settle()
         window = [(step, [float(x) for x in values]) for step, values in self.window]
-        meta = {"standing": self.standing.to_json(), "seed": self.config.seed, "window": window}
+        meta = {"standing": self.standing.to_json(), "seed": self.config.seed, "window": window, "data": self.task.fingerprint}
         with self.timer.paused():
             self.checkpoints.save(self.standing.step, self.state, meta, rank=self.standing.rank, wait=wait)
 
@@ -205,7 +213,7 @@ class Run:
             rows = process_rows(self.batch_size, self.mesh)
             host = self.task.batch(self.config.seed, self.standing.step, self.batch_size, "train", rows)
             batch = put_batch(host, self.mesh)
-        step = self._train_step(self.model, optimizer, length, self.task.num_answers)
+        step = self._train_step(self.model, optimizer, length, self.task.num_answers, self.task.carries_state)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.standing.step)
         if (shape := batch.tokens_BxN.shape) not in self.flops_per_step:
             with self.timer.paused():  # the first call of a shape compiles
@@ -267,36 +275,43 @@ class Run:
         total = {name: sum(float(getattr(m, name)) for _, m in window) for name in ("loss", "weight", "right", "answers")}
         speed = self.timer.flush()
         values = {
-            "stage": self.standing.stage + 1, "size": self.task.size, "loss": total["loss"] / max(total["weight"], 1e-9),
-            "exact_match": total["right"] / max(total["answers"], 1.0), "gradient_norm": float(window[-1][1].gradient_norm), **speed,
+            "stage": self.standing.stage + 1, "size": self.task.size, **self.figures(steps.Totals(**total), "train"),
+            "gradient_norm": float(window[-1][1].gradient_norm), **speed,
         }  # fmt: skip
         flops, self.flops_done = self.flops_done / len(window), 0
         if (used := model_flop_utilisation(flops, speed["seconds_per_step"], list(self.mesh.devices.flat))) is not None:
             values["mfu"] = used
         self.writer.write(self.standing.step, values)
-        shown = {k: values[k] for k in ("loss", "exact_match", "tokens_per_s", "mfu") if k in values}
+        shown = {k: values[k] for k in ("loss", "exact_match", *TEXT_FIGURES, "tokens_per_s", "mfu") if k in values}
         stage = f"{self.standing.stage + 1}/{len(self.config.train.stages)}"
         self.progress.update(self.standing.step, stage=stage, **shown)
 
-    def validate(self) -> tuple[float, float]:
-        """Exact match and loss on fixed batches of the validation split of this stage's task, at its largest size."""
+    def figures(self, total: steps.Totals, split: str) -> dict[str, float]:
+        """The mean loss; of a task the share of exact matches, of a text perplexity and what else it is measured in."""
+        loss = total.loss / max(total.weight, 1e-9)
+        if self.is_text:
+            return {"loss": loss, **(self.task.figures(total.loss, total.weight, split) if total.weight else {})}
+        return {"loss": loss, "exact_match": total.right / max(total.answers, 1.0)}
+
+    def validate(self) -> tuple[float | None, float]:
+        """Exact match (None: a text) and loss on the same batches of the validation split every time, at the task's largest size."""
         task = self.task.largest()
-        evaluate = self._evaluation_step(self.model, self.task.num_answers)
-        rows, right, answers, loss, weight = process_rows(self.batch_size, self.mesh), 0.0, 0.0, 0.0, 0.0
+        evaluate = self._evaluation_step(self.model, task.num_answers, task.carries_state)
         with self.timer.paused():
-            for i in range(self.config.train.validation_batches):
-                host = task.batch(self.config.seed, i, self.batch_size, "validation", rows)
-                m = jax.device_get(evaluate(self.state.params, put_batch(host, self.mesh)))
-                right, answers, loss, weight = right + m.right, answers + m.answers, loss + m.loss, weight + m.weight
-        exact_match, mean_loss = float(right / max(answers, 1.0)), float(loss / max(weight, 1e-9))
-        if not math.isfinite(mean_loss):
+            batches = steps.read_batches(
+                task, self.mesh, seed=self.config.seed, split="validation", batch_size=self.batch_size,
+                batches=self.config.train.validation_batches,
+            )  # fmt: skip
+            total = steps.measure(evaluate, self.state.params, self.empty_memory(), batches, self.mesh)
+        found = self.figures(total, "validation")
+        if not math.isfinite(found["loss"]):
             raise self._diverged(self.standing.step, "validation loss")
         stage = self.standing.stage + 1
-        values = {"stage": stage, "size": self.task.size, "validation_loss": mean_loss}
-        self.writer.write(self.standing.step, values | {"validation_exact_match": exact_match})
-        note = f"step {self.standing.step} | stage {stage} ({self.task.size_name} {self.task.size}) | validation {exact_match:.3f}"
-        self.progress.note(note)
-        return exact_match, mean_loss
+        values = {"stage": stage, "size": self.task.size} | {f"validation_{name}": value for name, value in found.items()}
+        self.writer.write(self.standing.step, values)
+        shown = " | ".join(format_metric(name, value) for name, value in found.items()) if self.is_text else f"{found['exact_match']:.3f}"
+        self.progress.note(f"step {self.standing.step} | stage {stage} ({self.task.size_name} {self.task.size}) | validation {shown}")
+        return found.get("exact_match"), found["loss"]
 
     def _model_flops(self, batch) -> int:
         """Matrix-product operations of a training step without rematerialisation; 0 where no peak is known to compare with."""
@@ -305,7 +320,8 @@ class Run:
         plain = dataclasses.replace(self.model.recurrence, schedule="sequential", gradient="store")
         graphdef, _ = steps.abstract_model(dataclasses.replace(self.model, recurrence=plain))
         answers = self.task.num_answers
-        return count_flops(lambda p: steps.gradients(graphdef, answers, 1, p, batch, None)[0], self.state.params)
+        memory = self.state.carried
+        return count_flops(lambda p: steps.sum_gradients(graphdef, answers, 1, p, memory, batch, None)[0][0], self.state.params)
 
     def _announce(self, resumed: int):
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))

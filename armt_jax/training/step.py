@@ -1,23 +1,30 @@
 """One training step and one evaluation step, jitted over a mesh."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from armt_jax.model import MemoryTransformer, ModelConfig
-from armt_jax.parallel.mesh import replicated
+from armt_jax.nn.layers import row_keys
+from armt_jax.parallel.mesh import process_rows, put_batch, replicated, sum_over_data
 from armt_jax.parallel.rules import shardings, shardings_like
-from armt_jax.tasks import Batch, exact_match
+from armt_jax.tasks import Batch, BatchSource, exact_match
+from armt_jax.training.carried import ROWS, Carried, abstract_carried, begin, carried_shardings, end, over_rows
 
 
 class TrainState(NamedTuple):
+    """carried: memory that goes on from batch to batch; None where every batch starts with empty memories."""
+
     params: Any
     opt_state: Any
+    carried: Carried | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -57,79 +64,153 @@ def opt_state_shardings(optimizer: optax.GradientTransformation, params: Any, me
     return shardings_like(abstract, params, shardings(params, mesh), mesh)
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
-    """Shapes and shardings of a train state, to restore into."""
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, carried_rows: int | None = None) -> TrainState:
+    """Shapes and shardings of a train state, to restore into. carried_rows: how many rows carry their memory along; None: no memory is."""
     _, params = abstract_model(config)
     placed = TrainState(shardings(params, mesh), opt_state_shardings(optimizer, params, mesh))
     state = TrainState(params, jax.eval_shape(optimizer.init, params))
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, placed)
+    state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, placed)
+    return state if carried_rows is None else state._replace(carried=abstract_carried(config, carried_rows, mesh))
 
 
-def _bad_segment(loss_S: jax.Array) -> jax.Array:
-    bad = ~jnp.isfinite(loss_S)
-    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
+class Sums(NamedTuple):
+    """What a batch adds up to. Parts of a batch, on one device after another or on several at once, simply add."""
+
+    loss_S: jax.Array
+    weight: jax.Array
+    right: jax.Array
+    answers: jax.Array
 
 
-def _loss(graphdef, num_answers: int, params, batch: Batch, key):
+def _metrics(sums: Sums) -> StepMetrics:
+    bad = ~jnp.isfinite(sums.loss_S)
+    first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
+    return StepMetrics(sums.loss_S.sum(), sums.weight, sums.right, sums.answers, jnp.zeros(()), jnp.zeros(()), first)
+
+
+def _loss(graphdef, num_answers: int, params, carried: Carried | None, batch: Batch, keys_B):
     model = nnx.merge(graphdef, params)
-    out = model.losses(batch.tokens_BxN, batch.targets_BxN, batch.weights_BxN, valid_BxN=batch.valid_BxN, key=key)
+    out = model.losses(
+        batch.tokens_BxN, batch.targets_BxN, batch.weights_BxN, begin(model, carried), valid_BxN=batch.valid_BxN,
+        reset_BxS=batch.reset_BxS, key=keys_B,
+    )  # fmt: skip
     right, answers = exact_match(out.correct_BxN, batch.answers_BxN, num_answers)
-    loss = out.loss_S.sum()
-    return loss, StepMetrics(loss, out.weight_S.sum(), right, answers, jnp.zeros(()), jnp.zeros(()), _bad_segment(out.loss_S))
+    return out.loss_S.sum(), (Sums(out.loss_S, out.weight_S.sum(), right, answers), end(carried, out.state))
 
 
-def _add(a: StepMetrics, b: StepMetrics) -> StepMetrics:
-    bad = jnp.where(a.bad_segment >= 0, a.bad_segment, b.bad_segment)
-    return jax.tree.map(jnp.add, a, b)._replace(bad_segment=bad)
+def _cut(a, axis: int, parts: int):
+    """Row i goes to part i % parts: every device keeps rows of every part."""
+    return jnp.moveaxis(a.reshape(*a.shape[:axis], -1, parts, *a.shape[axis + 1 :]), axis + 1, 0)
 
 
-def gradients(graphdef, num_answers: int, accumulate: int, params, batch: Batch, key):
-    """Gradient of the weighted mean loss over the whole batch, computed in `accumulate` parts: sums are added, the division comes last,
-    so parts with unequal weights count by their weights."""
+def _paste(a, axis: int):
+    """The inverse of `_cut`."""
+    a = jnp.moveaxis(a, 0, axis + 1)
+    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+
+
+def sum_gradients(graphdef, num_answers: int, accumulate: int, params, carried: Carried | None, batch: Batch, keys_B):
+    """((gradient of the summed loss, sums), carried) of the batch, computed in `accumulate` parts one after the other."""
     grad = jax.value_and_grad(functools.partial(_loss, graphdef, num_answers), has_aux=True)
+
+    def one(carried, batch, keys_B):
+        (_, (sums, carried)), total = grad(params, carried, batch, keys_B)
+        return (total, sums), carried
+
     if accumulate == 1:
-        (_, metrics), total = grad(params, batch, key)
-    else:
-        # Row i goes to part i % accumulate: every device keeps rows of every part.
-        parts = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, accumulate, *a.shape[1:]), 0, 1), batch)
+        return one(carried, batch, keys_B)
+    rows = jax.tree.map(lambda a: _cut(a, 0, accumulate), (batch, keys_B))
+    parts = (None if carried is None else over_rows(lambda a, axis: _cut(a, axis, accumulate), carried), *rows)
+    shape, _ = jax.eval_shape(one, *jax.tree.map(lambda a: a[0], parts))
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shape)
 
-        def add(carry, inputs):
-            part, i = inputs
-            (_, metrics), more = grad(params, part, None if key is None else jax.random.fold_in(key, i))
-            return (jax.tree.map(jnp.add, carry[0], more), _add(carry[1], metrics)), None
+    def add(sums, part):
+        more, carried = one(*part)
+        return jax.tree.map(jnp.add, sums, more), carried
 
-        zero = StepMetrics(*(jnp.zeros(()),) * 6, jnp.int32(-1))
-        start = (jax.tree.map(jnp.zeros_like, params), zero)
-        (total, metrics), _ = jax.lax.scan(add, start, (parts, jnp.arange(accumulate)))
-    scale = 1.0 / jnp.maximum(metrics.weight, 1e-9)
-    return jax.tree.map(lambda g: g * scale, total), metrics
+    sums, carried = jax.lax.scan(add, start, parts)
+    return sums, None if carried is None else over_rows(_paste, carried)
+
+
+def gradients(graphdef, num_answers: int, accumulate: int, mesh, params, carried: Carried | None, batch: Batch, key):
+    """(gradient of the weighted mean loss over the whole batch, metrics, carried). Sums are added, over parts and devices, and the division
+    comes last, so parts with unequal weights count by their weights. Every row draws from a key of its own, wherever it is computed."""
+    keys_B = None if key is None else row_keys(key, batch.tokens_BxN.shape[0])
+    compute = functools.partial(sum_gradients, graphdef, num_answers, accumulate)
+    (total, sums), carried = sum_over_data(compute, mesh, _row_specs(carried))(params, carried, batch, keys_B)
+    scale = 1.0 / jnp.maximum(sums.weight, 1e-9)
+    return jax.tree.map(lambda g: g * scale, total), _metrics(sums), carried
+
+
+def _row_specs(carried: Carried | None):
+    return P() if carried is None else ROWS
 
 
 def make_train_step(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh, *, num_answers: int, accumulate: int
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh, *, num_answers: int, accumulate: int, carries: bool = False
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepMetrics]]:
-    """step(state, batch, key) -> (state, metrics). The old state's buffers are donated."""
+    """step(state, batch, key) -> (state, metrics). The old state's buffers are donated. carries: the state holds carried memory."""
     graphdef, _ = abstract_model(config)
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(config, optimizer, mesh))
+    placed = placed._replace(carried=carried_shardings(mesh) if carries else None)
     dropout = config.backbone.dropout > 0 or config.memory.layer_class.needs_rng
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(placed, replicated(mesh)))
     def step(state: TrainState, batch: Batch, key):
-        grads, metrics = gradients(graphdef, num_answers, accumulate, state.params, batch, key if dropout else None)
+        key = key if dropout else None
+        grads, metrics, carried = gradients(graphdef, num_answers, accumulate, mesh, state.params, state.carried, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = dict(gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
-        return TrainState(params, opt_state), metrics._replace(**norms)
+        return TrainState(params, opt_state, carried), metrics._replace(**norms)
 
     return step
 
 
-def make_evaluation_step(config: ModelConfig, mesh, *, num_answers: int) -> Callable[[Any, Batch], StepMetrics]:
-    """step(params, batch) -> metrics; no gradient, no dropout."""
+def make_evaluation_step(
+    config: ModelConfig, mesh, *, num_answers: int, carries: bool = False
+) -> Callable[[Any, Carried | None, Batch], tuple[StepMetrics, Carried | None]]:
+    """step(params, carried, batch) -> (metrics, carried); no gradient, no dropout."""
     graphdef, _ = abstract_model(config)
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def step(params, batch: Batch):
-        return _loss(graphdef, num_answers, params, batch, None)[1]
+    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carried_shardings(mesh) if carries else None))
+    def step(params, carried: Carried | None, batch: Batch):
+        compute = functools.partial(_loss, graphdef, num_answers)
+        sums, carried = sum_over_data(lambda *args: compute(*args)[1], mesh, _row_specs(carried))(params, carried, batch, None)
+        return _metrics(sums), carried
 
     return step
+
+
+class Totals(NamedTuple):
+    """Sums over batches, on the host."""
+
+    loss: float
+    weight: float
+    right: float
+    answers: float
+
+
+def measure(step, params, carried: Carried | None, batches: Iterable[Batch], mesh) -> Totals:
+    """Sums over batches (this process's rows of them). carried: fresh, where their source carries state."""
+    total = np.zeros(len(Totals._fields))
+    for batch in batches:
+        metrics, carried = step(params, carried, put_batch(batch, mesh))
+        metrics = jax.device_get(metrics)
+        total += [getattr(metrics, name) for name in Totals._fields]
+    return Totals(*map(float, total))
+
+
+def read_batches(source: BatchSource, mesh, *, seed: int, split: str, batch_size: int, batches: int | None) -> Iterator[Batch]:
+    """This process's rows of the first batches of a split, or (None) of all there are."""
+    rows = process_rows(batch_size, mesh)
+    for i in range(count_batches(source, batch_size, split, batches)):
+        yield source.batch(seed, i, batch_size, split, rows)
+
+
+def count_batches(source: BatchSource, batch_size: int, split: str, batches: int | None) -> int:
+    """How many batches to read: those asked for (None: all), and no more than there are."""
+    there = source.num_steps(batch_size, split)
+    if there is None and batches is None:
+        raise ValueError(f"the {split} split of {source.name} has no end: give a number of batches")
+    return min(n for n in (there, batches) if n is not None)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 # What may change between two starts of the same run without changing what it computes.
-FREE = ("train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh")
+# (Data may move: a checkpoint knows its fingerprint.)
+FREE = (
+    "train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh", "data.path", "data.tokenizer_path", "data.cache_dir",
+)  # fmt: skip
 
 
 class WorkdirError(RuntimeError):

@@ -66,7 +66,7 @@ class Evaluations:
         self.sizes, self.fail_at = [], None
         monkeypatch.setattr(sweeps, "evaluate", self)
 
-    def __call__(self, trained, model, task, *, batch_size, batches):
+    def __call__(self, trained, model, task, *, batch_size, batches, memory):
         if task.size == self.fail_at:
             raise KeyboardInterrupt
         self.sizes.append(task.size)
@@ -232,6 +232,9 @@ def test_a_sweep_file(tmp_path):
     with pytest.raises(ValueError, match=f"{path} does not exist"):
         sweeps.read_sweep(path)
     path.write_text("def get_sweep():\n    return ({'task.pairs': p, 'recurrence.gradient': 'store'} for p in (2, 3))\n")
+    longer = tmp_path / "longer.py"
+    longer.write_text("def get_sweep(): return [{'memory.cache_length': 640, 'memory.same_length': True, 'backbone.clamp_len': 400}]")
+    assert list(sweeps.read_sweep(longer)[0].values()) == [640, True, 400]
     assert sweeps.read_sweep(path) == [{"task.pairs": 2, "recurrence.gradient": "store"}, {"task.pairs": 3, "recurrence.gradient": "store"}]
 
 

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
-from armt_jax.nn.backbones import BACKBONES, GPT2, PRESETS, BackboneConfig, GPTNeoX, Llama
-from armt_jax.nn.layers import Table, dropout, layer_norm, rms_norm
+from armt_jax.nn.backbones import BACKBONES, GPT2, PRESETS, BackboneConfig, GPTNeoX, Llama, TransformerXL
+from armt_jax.nn.layers import Table, dropout, layer_norm, rms_norm, row_keys
 from armt_jax.parallel.rules import path_string
 
 # Hugging Face's counts; that of the tiny one follows from its definition (V = 128, untied head).
@@ -18,6 +18,9 @@ SIZES = {
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
     "llama-3.2-1b": 1_235_814_400,
+    # The published code's counts.
+    "transformer-xl-wt103-base": 151_107_538,
+    "transformer-xl-enwik8-base": 41_055_436,
     "neox-tiny-ar": 4 * (4 * 128 * 128 + 4 * 128 + 2 * 128 * 128 + 2 * 128 + 4 * 128) + 2 * 128 * 128 + 2 * 128,
 }
 
@@ -48,6 +51,15 @@ def test_parameter_count(name):
     [
         (lambda: GPT2(width=30, num_heads=4), "backbone.width = 30 is not a multiple of backbone.num_heads = 4"),
         (lambda: Llama(width=30, num_heads=4), "backbone.width = 30 is not a multiple"),
+        (lambda: TransformerXL(norm_place="both"), r"backbone.norm_place = 'both' must be one of \('post', 'pre'\)"),
+        (lambda: TransformerXL(clamp_len=0), "backbone.clamp_len = 0 must be at least 1, or None"),
+        (lambda: TransformerXL(width=9, num_heads=3), "backbone.width = 9 must be even"),
+        (lambda: TransformerXL(attention_dropout=1.5, dropout=0.1), "backbone.attention_dropout = 1.5 must lie in"),
+        (lambda: TransformerXL(attention_dropout=0.1), "backbone.attention_dropout = 0.1 with backbone.dropout = 0.0"),
+        (lambda: TransformerXL(vocab_size=9, cutoffs=(20,)), r"backbone.cutoffs = \(20,\) must rise .* backbone.vocab_size = 9"),
+        (lambda: TransformerXL(cutoffs=("a",)), r"backbone.cutoffs = \('a',\) must be a tuple of token numbers"),
+        (lambda: TransformerXL(cutoffs=(100,), tie_projections=(True,)), r"backbone.tie_projections = \(True,\) .* of the 2 clusters"),
+        (lambda: TransformerXL(width=32, num_heads=4, div_val=8, cutoffs=(9, 99)), "backbone.div_val = 8 .* backbone.embedding_width = 32"),
         (lambda: GPT2(vocab_size=0), "backbone.vocab_size = 0 must be at least 1"),
         (lambda: GPT2(num_layers=0), "backbone.num_layers = 0"),
         (lambda: GPT2(max_positions=-1), "backbone.max_positions = -1"),
@@ -151,8 +163,10 @@ def test_table():
 
 
 def test_dropout():
-    x, key = jnp.ones((200, 50)), jax.random.key(0)
+    x, key = jnp.ones((20, 10, 50)), row_keys(jax.random.key(0), 20)
     dropped = np.asarray(dropout(x, 0.25, key, 0))
+    assert np.any(dropped[0] != dropped[1])
+    np.testing.assert_array_equal(dropout(x[5:9], 0.25, key[5:9], 0), dropped[5:9])  # whatever rows stand beside it
     assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
     assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.02)
     np.testing.assert_array_equal(dropout(x, 0.25, key, 0), dropped)

@@ -7,6 +7,7 @@ import pytest
 
 from armt_jax.memory.interface import Layout, memory_layout
 from armt_jax.nn.backbones import GPT2, Llama
+from armt_jax.nn.layers import row_keys
 from armt_jax.recurrence import segments
 from armt_jax.recurrence.segments import Frame
 
@@ -129,9 +130,9 @@ def test_stretches_are_counted_from_the_end(k, want):
     assert detach is None if want is None else list(np.asarray(detach).astype(int)) == want
 
 
-def test_every_segment_has_a_key_of_its_own():
-    keys = jax.random.key_data(frames_of(key=jax.random.key(3))[0].key)
-    assert len({tuple(k) for k in np.asarray(keys)}) == 3
+def test_every_row_of_every_segment_has_a_key_of_its_own():
+    keys = jax.random.key_data(frames_of(keys_B=row_keys(jax.random.key(3), 2))[0].keys_B)
+    assert keys.shape[:2] == (3, 2) and len({tuple(k) for k in np.asarray(keys).reshape(6, -1)}) == 6
 
 
 def test_choose():

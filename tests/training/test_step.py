@@ -15,12 +15,13 @@ from flax import nnx
 
 from armt_jax.config import resolve_backbone, resolve_memory
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
+from armt_jax.nn.layers import row_keys
 from armt_jax.parallel.mesh import MeshConfig, make_mesh, put_batch
 from armt_jax.parallel.rules import path_string
 from armt_jax.tasks import Batch
 from armt_jax.training import step as steps
 from armt_jax.training.optimizer import OptimizerConfig, make_optimizer
-from armt_jax.training.step import StepMetrics, TrainState
+from armt_jax.training.step import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
 B, S, T, V = 6, 3, 4, 12
@@ -58,17 +59,17 @@ def setup(mesh):
 
 
 @pytest.fixture(scope="module")
-def gradients(setup):
+def gradients(setup, mesh):
     """{parts: compiled `gradients`}."""
     _, graphdef, _ = setup
-    return {accumulate: jax.jit(functools.partial(steps.gradients, graphdef, 2, accumulate)) for accumulate in (1, 3)}
+    return {accumulate: jax.jit(functools.partial(steps.gradients, graphdef, 2, accumulate, mesh)) for accumulate in (1, 3)}
 
 
 @pytest.fixture(scope="module")
 def computed(setup, gradients):
     """{parts: (gradients, metrics)} of one batch."""
     _, _, params = setup
-    return {accumulate: grads(params, random_batch(), None) for accumulate, grads in gradients.items()}
+    return {accumulate: grads(params, None, random_batch(), None)[:2] for accumulate, grads in gradients.items()}
 
 
 def test_loss_is_the_cross_entropy_computed_by_hand(setup, computed):
@@ -96,8 +97,8 @@ def test_an_answer_counts_as_right_only_as_a_whole(setup):
     last[0, -1] = (last[0, -1] + 1) % V  # the second answer of the first row, in one of its two places
     spoilt = dataclasses.replace(perfect, targets_BxN=last)
     loss = jax.jit(functools.partial(steps._loss, graphdef, 2))
-    assert float(loss(params, perfect, None)[1].right) == 2 * B
-    assert float(loss(params, spoilt, None)[1].right) == 2 * B - 1
+    assert float(loss(params, None, perfect, None)[1][0].right) == 2 * B
+    assert float(loss(params, None, spoilt, None)[1][0].right) == 2 * B - 1
 
 
 def test_the_gradient_is_that_of_the_weighted_mean(setup, computed):
@@ -128,15 +129,15 @@ def test_a_part_without_any_weight_does_no_harm(setup, gradients):
     params, batch = setup[2], random_batch()
     weights = np.where(np.arange(B)[:, None] % 3 == 1, batch.weights_BxN, 0).astype(np.float32)  # all in one part
     batch = dataclasses.replace(batch, weights_BxN=weights)
-    (whole, _), (parts, metrics) = (gradients[accumulate](params, batch, None) for accumulate in (1, 3))
+    (whole, _), (parts, metrics) = (gradients[accumulate](params, None, batch, None)[:2] for accumulate in (1, 3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
     np.testing.assert_allclose(metrics.weight, weights.sum(), rtol=1e-6)
     nothing = dataclasses.replace(batch, weights_BxN=np.zeros_like(weights))
-    grads, metrics = gradients[3](params, nothing, None)
+    grads, metrics, _ = gradients[3](params, None, nothing, None)
     assert float(metrics.loss) == float(metrics.weight) == 0.0 and not any(np.any(g) for g in jax.tree.leaves(grads))
 
 
-def test_a_nan_is_traced_to_its_segment():
+def test_a_nan_is_traced_to_its_segment(mesh):
     config = model_config("none", tie_embeddings=False, num_layers=1)
     graphdef, params = nnx.split(MemoryTransformer(config, rngs=nnx.Rngs(0)))
     batch = random_batch()
@@ -145,8 +146,8 @@ def test_a_nan_is_traced_to_its_segment():
     weights = np.ones_like(batch.weights_BxN)
     batch = dataclasses.replace(batch, tokens_BxN=tokens, weights_BxN=weights)
     metrics = {
-        "whole": jax.jit(lambda params, batch: steps._loss(graphdef, 2, params, batch, None)[1]),
-        "parts": jax.jit(lambda params, batch: steps.gradients(graphdef, 2, 3, params, batch, None)[1]),
+        parts: jax.jit(lambda params, batch, parts=parts: steps.gradients(graphdef, 2, parts, mesh, params, None, batch, None)[1])
+        for parts in (1, 3)
     }
     bad = jax.tree_util.tree_map_with_path(lambda path, p: p.at[7].set(np.nan) if path_string(path) == "embed/table" else p, params)
     for name, compute in metrics.items():
@@ -155,12 +156,15 @@ def test_a_nan_is_traced_to_its_segment():
         assert int(found.bad_segment) == 2 and np.isnan(found.loss), name
 
 
-def test_a_part_that_was_bad_is_not_hidden_by_a_good_one():
-    def metrics(bad):
-        return StepMetrics(*(jnp.zeros(()),) * (len(StepMetrics._fields) - 1), jnp.int32(bad))
-
-    cases = [(-1, -1, -1), (3, -1, 3), (-1, 4, 4), (3, 4, 3), (0, -1, 0)]
-    assert [int(steps._add(metrics(a), metrics(b)).bad_segment) for a, b, _ in cases] == [bad for *_, bad in cases]
+def test_a_row_drops_the_same_entries_in_every_part(mesh):
+    config = model_config()
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, dropout=0.3))
+    params, batch, (graphdef, _) = steps.create_params(config, 0, mesh), random_batch(), steps.abstract_model(config)
+    run = {n: jax.jit(functools.partial(steps.gradients, graphdef, 2, n, mesh)) for n in (1, 3)}
+    whole, parts, other = (run[n](params, None, batch, jax.random.key(k))[0] for n, k in ((1, 0), (3, 0), (3, 1)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
+    distance = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), parts, other)
+    assert max(jax.tree.leaves(distance)) > 1e-3
 
 
 def test_a_step_donates_the_old_state_and_moves_the_parameters(setup, computed, mesh):
@@ -188,14 +192,14 @@ def test_the_evaluation_step_agrees_and_drops_nothing(setup, mesh, computed):
     """The same sums as training without dropout; and with a dropout configured, no dropout."""
     config, _, params = setup
     batch = put_batch(random_batch(), mesh)
-    metrics = steps.make_evaluation_step(config, mesh, num_answers=2)(params, batch)
+    metrics, _ = steps.make_evaluation_step(config, mesh, num_answers=2)(params, None, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), metrics, computed[1][1])
     with_dropout = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, dropout=0.5))
-    evaluated = steps.make_evaluation_step(with_dropout, mesh, num_answers=2)(params, batch)
+    evaluated, _ = steps.make_evaluation_step(with_dropout, mesh, num_answers=2)(params, None, batch)
     np.testing.assert_allclose(evaluated.loss, metrics.loss, rtol=1e-6)
     graphdef, _ = steps.abstract_model(with_dropout)
-    keys = jnp.stack([jax.random.key_data(jax.random.key(seed)) for seed in (0, 0, 1)])
-    losses = jax.jit(jax.vmap(lambda k: steps._loss(graphdef, 2, params, batch, jax.random.wrap_key_data(k))[0]))(keys)
+    keys = jnp.stack([row_keys(jax.random.key(seed), B) for seed in (0, 0, 1)])
+    losses = jax.jit(jax.vmap(lambda keys_B: steps._loss(graphdef, 2, params, None, batch, keys_B)[0]))(keys)
     assert losses[0] == losses[1] and abs(losses[0] - losses[2]) > 1e-3 and abs(losses[0] - metrics.loss) > 1e-3
 
 
@@ -218,6 +222,7 @@ assert jax.device_count() == 8
 armt = dict(name="armt", num_memory_tokens=1, d_mem=16, value_std=0.1, key_norm="l2")
 memory = dict(armt=armt, rmt=dict(name="rmt", num_memory_tokens=1))[sys.argv[1]]
 backbone = dict(name="gpt2", vocab_size=128, num_layers=2, width=16, num_heads=2, max_positions=16, kernel_std=None, embedding_std=0.5)
+backbone["dropout"] = 0.1
 config = ModelConfig(resolve_backbone(backbone), resolve_memory(memory), RecurrenceConfig(4))
 task = AssociativeRetrieval(mode="rewrite", pairs=3, num_keys=4, queries=2)
 # A large epsilon: Adam's first steps are else the sign of gradients that may be rounding noise.
@@ -277,6 +282,11 @@ for axes, spec, shard in (
     if axes == dict(data=8) and sys.argv[1] == "rmt":  # parts of a batch, each over all devices
         _, state, found = train(mesh, accumulate=2)
         np.testing.assert_allclose(columns(found), columns(losses), rtol=1e-5)
+    if axes == dict(data=8):  # gradients are added up once per step, not once per segment: no sum over devices inside a loop
+        step = steps.make_train_step(config, optimizer, mesh, num_answers=2, accumulate=1)
+        text = step.lower(state, put_batch(task.batch(0, 0, 16), mesh), jax.random.key(0)).compile().as_text()
+        sums = [part for part in text.split("\\n\\n") if " all-reduce(" in part]
+        assert sums and all("ENTRY" in part for part in sums), [part[:200] for part in sums]
 """
 
 

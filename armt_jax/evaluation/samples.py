@@ -1,0 +1,55 @@
+"""Continuations of a text that a trained run has not seen: prompts from the test split, and what follows them in truth."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from armt_jax.evaluation.evaluate import Trained
+from armt_jax.generation import Sampling, generate
+from armt_jax.telemetry import jsonl
+from armt_jax.training import step as steps
+
+SHOWN = 400  # characters of a prompt
+
+
+def prompts(trained: Trained, count: int, prompt_tokens: int, after: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids [count, prompt_tokens], the `after` ids that follow each), from places spread evenly over the evaluated split.
+
+    Raises:
+        ValueError: the split is too short.
+    """
+    ids_N = trained.config.task.text(trained.config.evaluation.split).ids_N
+    room = len(ids_N) - prompt_tokens - after
+    if room < 0:
+        raise ValueError(f"a prompt of {prompt_tokens} tokens and {after} to follow need more than the {len(ids_N)} tokens of the split")
+    starts = np.linspace(0, room, count + 1)[:-1].astype(np.int64)
+    rows = np.stack([ids_N[start : start + prompt_tokens + after] for start in starts]).astype(np.int32)
+    return rows[:, :prompt_tokens], rows[:, prompt_tokens:]
+
+
+def write_samples(trained: Trained, directory: Path, *, count: int, new_tokens: int, temperature: float) -> list[dict[str, str]]:
+    """Writes samples.txt: after a row of text as in training, what the model writes and what the text says. Returns them.
+
+    The random numbers follow from the run's seed.
+    """
+    source = trained.config.task
+    given, truth = prompts(trained, count, source.row_length(source.segments), new_tokens)
+    model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
+    key = jax.random.key(trained.config.seed)
+    out = generate(model, given, max_new_tokens=new_tokens, sampling=Sampling(temperature=temperature), key=key)
+    decode = source.corpus.open().tokenizer.decode
+    samples = [
+        {"prompt": decode(prompt), "continuation": decode(new), "text": decode(rest)}
+        for prompt, new, rest in zip(given, np.asarray(out.tokens_BxG), truth, strict=True)
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    jsonl.replace_text(directory / "samples.txt", "".join(map(_page, samples)))
+    return samples
+
+
+def _page(sample: dict[str, str]) -> str:
+    prompt = sample["prompt"]
+    shown = prompt if len(prompt) <= SHOWN else f"... {prompt[-SHOWN:]}"
+    return f"== prompt\n{shown}\n== the model goes on\n{sample['continuation']}\n== the text goes on\n{sample['text']}\n\n"

@@ -1,0 +1,202 @@
+"""Evaluation of a run on its text: nats per token by segment and by position, and every figure they convert to.
+
+A reading is one way through a split, as the sections `data` and `evaluation` say it:
+
+    contiguous streams                      stateful: the memory is carried through the text, row by row of `evaluation.batch_size`
+    windows, one block each                 from an empty memory: what a row has read tells its segments apart
+    windows with overlap                    sliding: the loss is on the block, after the history before it
+    evaluation.memory = "off"               the same, with the memory emptied before every segment
+
+Every target of the split counts once, unless `evaluation.batches` stops the reading early.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from armt_jax.config import CORPUS_FIELDS, Config, override, resolve, stream_fields
+from armt_jax.data import STREAMS, ContiguousStreams, check_fingerprint, text_metrics
+from armt_jax.data.metrics import PUBLISHED_AS
+from armt_jax.evaluation import report
+from armt_jax.evaluation.evaluate import MEMORY, Trained
+from armt_jax.model import ModelConfig
+from armt_jax.parallel.mesh import put_batch, replicated, sum_over_data
+from armt_jax.telemetry.progress import Progress
+from armt_jax.training import carried as carry
+from armt_jax.training import step as steps
+
+
+class Reading(NamedTuple):
+    """Sums of -ln p and of weights, by segment of a row and position in it."""
+
+    loss_SxT: np.ndarray
+    weight_SxT: np.ndarray
+
+
+@functools.lru_cache(maxsize=16)
+def _step(model: ModelConfig, mesh, carries: bool):
+    """step(params, carried, batch) -> (Reading of the batch, carried)."""
+    graphdef, _ = steps.abstract_model(model)
+    T = model.recurrence.segment_length
+
+    def read(params, carried, batch):
+        module = nnx.merge(graphdef, params)
+        start = carry.begin(module, carried)
+        nll_BxN, state = module.token_losses(batch.tokens_BxN, batch.targets_BxN, start, reset_BxS=batch.reset_BxS)
+        w_BxN = batch.weights_BxN
+        loss_BxN = jnp.where(w_BxN > 0, nll_BxN * w_BxN, 0.0)
+        return Reading(*(a.sum(axis=0).reshape(-1, T) for a in (loss_BxN, w_BxN))), carry.end(carried, state)
+
+    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carry.carried_shardings(mesh) if carries else None))
+    def step(params, carried, batch):
+        return sum_over_data(read, mesh, carry.ROWS if carries else P())(params, carried, batch)
+
+    return step
+
+
+def read(trained: Trained, config: Config) -> Reading:
+    """Reads config's split, once, with the trained parameters."""
+    source, model, settings, mesh = config.task, config.model, config.evaluation, trained.mesh
+    rows = settings.batch_size
+    carried = carry.fresh(model, rows, mesh) if source.carries_state else None
+    step, total = _step(model, mesh, source.carries_state), None
+    for batch in steps.read_batches(
+        source, mesh, seed=config.seed, split=settings.split, batch_size=rows, batches=settings.batches
+    ):  # fmt: skip
+        batch = MEMORY[settings.memory](batch, segment_length=source.segment_length)
+        found, carried = step(trained.params, carried, put_batch(batch, mesh))
+        found = jax.tree.map(lambda a: np.asarray(a, np.float64), jax.device_get(found))
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    return total
+
+
+# -- points --------------------------------------------------------------------------------------------------------------------
+
+# Of the sections of a point; besides these, what `sweep.CHANGEABLE` allows.
+CORPUS_KEYS = tuple(f"data.{name}" for name in CORPUS_FIELDS)
+
+
+def point_config(raw: Mapping[str, Any], point: Mapping[str, Any]) -> Config:
+    """The config of a point. What belonged to the trained stream alone is dropped where the point names another stream."""
+    if fixed := [key for key in point if key in CORPUS_KEYS]:
+        raise ValueError(f"config: override {fixed[0]} = {point[fixed[0]]!r}: a run is evaluated on the corpus it was trained on")
+    changed = override(raw, point)
+    data = changed["data"]
+    own = (*CORPUS_FIELDS, "stream", *stream_fields(STREAMS[data.get("stream", "contiguous")]))
+    data = {name: value for name, value in data.items() if name in own or f"data.{name}" in point}
+    return resolve({**changed, "data": data})
+
+
+def default_points(trained: Trained) -> list[dict[str, Any]]:
+    """The readings of a run that names no sweep: stateful, from an empty memory over twice the trained row, sliding by half of it."""
+    source = trained.config.task
+    twice, row = 2 * source.segments, source.row_length(source.segments)
+    readings = [
+        {"data.stream": "contiguous"},
+        {"data.stream": "windows", "data.segments": twice, "data.stride": 2 * row},
+        {"data.stream": "windows", "data.segments": source.segments, "data.stride": max(1, row // 2)},
+    ]
+    if not remembers(trained.config.model):
+        return readings
+    off = [{**point, "evaluation.memory": "off"} for point in readings[:2]]
+    return [readings[0], off[0], readings[1], off[1], readings[2]]
+
+
+def remembers(model: ModelConfig) -> bool:
+    """Whether anything passes from segment to segment."""
+    return bool(jax.tree.leaves(carry.abstract_memory(model, 1)))
+
+
+def describe(config: Config, point: Mapping[str, Any]) -> str:
+    """A reading's name: how the text is read, then what else the point changes."""
+    source, settings = config.task, config.evaluation
+    if isinstance(source, ContiguousStreams):
+        name = "stateful"
+    elif source.block == source.row_length(source.segments):
+        name = f"from empty, {source.segments} segments"
+    else:
+        name = f"sliding, {source.row_length(source.segments) - source.block} + {source.block}"
+    shown = ("data.stream", "data.stride", "evaluation.memory")
+    windows = () if isinstance(source, ContiguousStreams) else ("data.segments",)
+    more = [f"{key.rpartition('.')[2]} {value}" for key, value in point.items() if key not in (*shown, *windows)]
+    return ", ".join([name, *(["memory off"] if settings.memory == "off" else []), *more])
+
+
+def row(trained: Trained, config: Config, point: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    """A reading as a result: figures, then the curves as lists (None where nothing counted)."""
+    source = config.task
+    nats, tokens = float(reading.loss_SxT.sum()), float(reading.weight_SxT.sum())
+    figures = text_metrics(nats, tokens, source.counts(config.evaluation.split))
+    published = {"published_as": PUBLISHED_AS[source.corpus.name]}
+    curves = {}
+    for name, axis in (("segment", 1), ("position", 0)):
+        loss, weight = reading.loss_SxT.sum(axis=axis), reading.weight_SxT.sum(axis=axis)
+        curves[f"nats_by_{name}"] = [float(a / b) if b else None for a, b in zip(loss, weight)]
+        curves[f"tokens_by_{name}"] = [int(b) for b in weight]
+    return {"reading": describe(config, point), "split": config.evaluation.split, "tokens": int(tokens), **figures, **published, **curves}
+
+
+# -- a run's evaluation --------------------------------------------------------------------------------------------------------
+
+def run(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, identity, label: str) -> list[dict[str, Any]]:
+    """Every reading that `directory/results.jsonl` does not hold yet; then CSV, JSONL and plots of all; returns the rows in order.
+
+    Args:
+        identity: (trained, point) -> what names a result.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "results.jsonl"
+    # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
+    planned = [(dict(point), point_config(trained.raw, point), identity(trained, point)) for point in points]
+    for point, config, _ in planned:
+        check_fingerprint(config.task.fingerprint, trained.config.task.fingerprint, f"the data of the point {point}")
+        config.task.text(config.evaluation.split)  # a split that was left out is known before anything is read
+    done = {each["id"]: each for each in report.read_results(path)} if path.exists() else {}
+    progress, rows = Progress(len(planned), "reading"), []
+    for i, (point, config, name) in enumerate(planned):
+        if name not in done:
+            found = row(trained, config, point, read(trained, config))
+            facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
+            done[name] = {"label": label, **found, **facts}
+            report.append_result(done[name], path)
+        rows.append(done[name])
+        progress.update(i + 1, reading=rows[-1]["reading"], nats_per_token=rows[-1]["nats_per_token"])
+    progress.close()
+    write(rows, directory, f"{label}, {trained.config.task.corpus.name}, {rows[0]['split']} split")
+    return rows
+
+
+def write(rows: Sequence[Mapping[str, Any]], directory: Path, title: str) -> None:
+    """results.csv and results.jsonl, and the curves."""
+    report.write_table([{k: v for k, v in each.items() if not isinstance(v, list)} for each in rows], rows, directory)
+    write_curves(rows, directory, title)
+
+
+def write_curves(rows: Sequence[Mapping[str, Any]], directory: Path, title: str, key: str = "reading") -> None:
+    """by_segment and by_position as csv and png, one line a value of `key`; rows that share it differ in their seed."""
+    for name in ("segment", "position"):
+        shown = [each for each in rows if name == "position" or sum(n > 0 for n in each["tokens_by_segment"]) > 1]
+        # Of a stream that goes on, the number within a row says nothing.
+        shown = [each for each in shown if name == "position" or not each["reading"].startswith("stateful")]
+        curve = [
+            {key: each[key], "seed": each["seed"], name: i, "nats_per_token": value, "tokens": count}
+            for each in shown
+            for i, (value, count) in enumerate(zip(each[f"nats_by_{name}"], each[f"tokens_by_{name}"]))
+            if count
+        ]
+        if curve:
+            report.write_curves(curve, directory / f"by_{name}", x=name, y="nats_per_token", title=title, label=key)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    figures = dict.fromkeys(("nats_per_token", "perplexity", rows[0]["published_as"]))
+    return report.format_table(rows, ("reading", "tokens", *figures))
+

@@ -1,0 +1,30 @@
+"""What a checkpoint of a run is restored into. That depends on the checkpoint: a stage has its own number of rows that carry memory."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from armt_jax.config import Config
+from armt_jax.data import check_fingerprint
+from armt_jax.training import step as steps
+from armt_jax.training.curriculum import Standing
+from armt_jax.training.optimizer import make_optimizer
+from armt_jax.training.step import TrainState
+
+
+def restore_target(config: Config, mesh) -> Callable[[Mapping[str, Any]], TrainState]:
+    """For `Checkpoints.restore`: from a checkpoint's meta to the shapes and shardings of its state.
+
+    It raises DataError for a checkpoint that was made from other data, or with another tokenizer, than the config's.
+    """
+    # The optimizer state has the same structure in every stage, whatever its schedule and length.
+    optimizer = make_optimizer(config.train.optimizer, 10**9)
+
+    def target(meta):
+        stage = Standing(**meta["standing"]).stage
+        source = config.tasks[stage]
+        if source.fingerprint is not None:
+            check_fingerprint(meta["data"], source.fingerprint, "the checkpoint")
+        rows = config.train.batch_of(config.train.stages[stage]) if source.carries_state else None
+        return steps.abstract_state(config.model, optimizer, mesh, rows)
+
+    return target

@@ -1,0 +1,198 @@
+"""Compares memory systems on a text: every system with every seed, trained and evaluated alike; one table with mean and deviation.
+
+    python benchmarks/compare_lm.py --dataset=enwik8 --data_path=DIR [--size=cpu] [--systems=none,armt] [--seeds=0,1,2] [--out=DIR]
+                                    [--train.max_stage_steps=100 ...]
+
+From the root of the repository. Each run is a process of its own, `python train.py ...` and then `python eval.py ...`; both commands are
+printed, and stand in the results, so that every number can be had again. Started again, finished runs are not repeated and a broken one
+goes on from its checkpoint. Other arguments, --a.b=value, are overrides of the config for all runs.
+
+Written to --out (default runs/compare-<dataset>-<size>): results.csv and results.jsonl (a row a run), table.md, by_segment and by_position
+(csv, png), and the runs, <system>-<seed>/. "memory off": the same parameters, with the memory emptied before every segment. temp MB is the
+compiled training step's peak temporary memory (XLA's memory analysis): no parameters, gradients or optimizer state. tokens/s is the median
+of the training log.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from armt_jax.evaluation import report, text  # noqa: E402
+from armt_jax.telemetry import jsonl  # noqa: E402
+
+SYSTEMS = ("none", "transformer_xl", "rmt", "armt", "rmt_xl", "armt_xl")
+DATASETS = ("enwik8", "wikitext2", "wikitext103")
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--dataset", choices=DATASETS, required=True, help="configs/<dataset>.py is the experiment")
+    parser.add_argument("--data_path", required=True, help="where the corpus is")
+    parser.add_argument("--size", default="cpu", help="what follows the system's name in the config's variants")
+    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out")
+    args, overrides = parser.parse_known_args()
+    args.systems, args.seeds = args.systems.split(","), [int(seed) for seed in args.seeds.split(",")]
+    if unknown := [s for s in args.systems if s not in SYSTEMS]:
+        parser.error(f"--systems: {unknown[0]} is unknown, use some of {', '.join(SYSTEMS)}")
+    if odd := [o for o in overrides if not (o.startswith("--") and "." in o.partition("=")[0] and "=" in o)]:
+        parser.error(f"{odd[0]} is neither an argument nor an override of the config, --section.key=value")
+    args.out = Path(args.out or f"runs/compare-{args.dataset}-{args.size}")
+    return args, [f"--config.{override[2:]}" for override in overrides]
+
+
+def command(*parts: str) -> list[str]:
+    """As a user would type it; run with this interpreter."""
+    return ["python", *parts]
+
+
+def execute(words: list[str]) -> None:
+    print(f"$ {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)  # 75: stopped by SIGTERM after saving; the same command goes on
+
+
+def one_run(args, overrides: list[str], system: str, seed: int) -> dict:
+    """The row of a run, trained and evaluated as far as that is still to be done."""
+    workdir = args.out / f"{system}-{seed}"
+    path = workdir / "comparison.json"
+    config = f"--config=configs/{args.dataset}.py:{system}-{args.size}"
+    train = command("train.py", config, f"--config.data.path={args.data_path}", f"--config.seed={seed}", *overrides, f"--workdir={workdir}")
+    evaluate = command("eval.py", f"--workdir={workdir}", f"--data_path={args.data_path}")
+    if path.exists():
+        row = json.loads(path.read_text())
+        if row["train"] != shlex.join(train):
+            sys.exit(f"error: {workdir} holds another run, {row['train']}: give another --out")
+        return row
+    execute(train)
+    execute(evaluate)
+    readings = report.read_results(workdir / "evaluation" / "results.jsonl")
+    row = {"system": system, "seed": seed, **facts(workdir, readings), "train": shlex.join(train), "evaluate": shlex.join(evaluate)}
+    jsonl.replace_text(path, json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def facts(workdir: Path, readings: list[dict]) -> dict:
+    """What the table shows of a run. Memory off is not read where nothing is remembered: it is the same."""
+    by_name = {each["reading"]: each for each in readings}
+    on = by_name["stateful"]
+    off = by_name.get("stateful, memory off", on)
+    figure = on["published_as"]
+    logged = [each for each in jsonl.read_lines(workdir / "metrics.jsonl") if each.get("tokens_per_s")]
+    sliding = next((each[figure] for name, each in by_name.items() if name.startswith("sliding")), None)
+    return {
+        "figure": figure, "test": on[figure], "memory_off": off[figure], "sliding": sliding, "nats_per_token": on["nats_per_token"],
+        "best_step": on["step"], "steps": logged[-1]["step"], "tokens_per_s": statistics.median(each["tokens_per_s"] for each in logged),
+        "data_wait": statistics.median(each["data_wait"] for each in logged), **compiled(workdir),
+    }  # fmt: skip
+
+
+def compiled(workdir: Path) -> dict:
+    """Parameters and temporary memory of the training step, compiled in a process of its own (this one holds no devices)."""
+    script = f"import sys; sys.argv = ['']; from benchmarks import compare_lm; compare_lm.print_memory({str(workdir)!r})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(f"error: the training step of {workdir} does not compile:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_memory(workdir: str) -> None:
+    import jax
+
+    from armt_jax.config import resolve
+    from armt_jax.evaluation.evaluate import run_config
+    from armt_jax.parallel.mesh import make_mesh, put_batch
+    from armt_jax.parallel.processes import split_cpu
+    from armt_jax.training import carried
+    from armt_jax.training import step as steps
+    from armt_jax.training.optimizer import make_optimizer
+
+    config = resolve(run_config(Path(workdir)))
+    split_cpu(config.mesh.cpu_devices)
+    mesh, source, rows = make_mesh(config.mesh), config.tasks[-1], config.train.batch_of(config.train.stages[-1])
+    model, optimizer = config.models[-1], make_optimizer(config.train.optimizer, config.train.stages[-1].steps)
+    carries = source.carries_state
+    state = steps.abstract_state(model, optimizer, mesh, rows if carries else None)
+    step = steps.make_train_step(model, optimizer, mesh, num_answers=0, accumulate=config.train.accumulate, carries=carries)
+    batch = put_batch(source.batch(0, 0, rows), mesh)
+    analysis = step.lower(state, batch, jax.random.key(0)).compile().memory_analysis()
+    memory = carried.abstract_memory(model, rows)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    found = {"parameters": count(state.params), "state_floats_a_row": count(memory) // rows}
+    print(json.dumps(found | {"temp_mb": round(analysis.temp_size_in_bytes / 2**20, 1), "device": jax.devices()[0].device_kind}))
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
+    """The deviation is that of the sample (n - 1); None for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def shown(values: list[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def verdict(values: list[float], baseline: list[float]) -> str:
+    """Whether the difference is more than twice the larger of the two deviations."""
+    (mean, deviation), (base, base_deviation) = mean_and_deviation(values), mean_and_deviation(baseline)
+    if deviation is None or base_deviation is None:
+        return "one seed"
+    gain, bar = base - mean, 2 * max(deviation, base_deviation)
+    return f"{'yes' if gain > bar else 'no'} ({gain:+.3f} against {bar:.3f})"
+
+
+def table(rows: list[dict], args, overrides: list[str]) -> str:
+    by_system = report.group_by(rows, "system")
+    head = ("system", "parameters", f"test {rows[0]['figure']}", "memory off", "tokens/s", "temp MB", "beats none by > 2 deviations")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    column = lambda group, name: [row[name] for row in group]
+    for system, group in by_system.items():
+        none = by_system.get("none")
+        speed, temp = statistics.median(column(group, "tokens_per_s")), group[0]["temp_mb"]
+        beats = "-" if none is None or system == "none" else verdict(column(group, "test"), column(none, "test"))
+        cells = (
+            system, f"{group[0]['parameters']:,}", shown(column(group, "test")), shown(column(group, "memory_off")), f"{speed:,.0f}",
+            f"{temp:,.0f}", beats,
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    words = command("benchmarks/compare_lm.py", f"--dataset={args.dataset}", "--data_path=DIR", f"--size={args.size}")
+    words += [f"--systems={','.join(args.systems)}", f"--seeds={','.join(map(str, args.seeds))}"]
+    words += [override.replace("--config.", "--", 1) for override in overrides]
+    steps = sorted({row["steps"] for row in rows})
+    facts = f"{rows[0]['device']}; {', '.join(f'{s:,}' for s in steps)} steps; seeds {', '.join(map(str, args.seeds))}; mean ± deviation."
+    return "\n".join([f"    {shlex.join(words)}", "", facts, "", *lines, ""])
+
+
+def main():
+    args, overrides = arguments()
+    if Path.cwd() != ROOT:
+        sys.exit(f"error: start it in {ROOT}, where the commands that it prints belong")
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in args.seeds:  # seed by seed: every system has something early on
+        for system in args.systems:
+            rows.append(one_run(args, overrides, system, seed))
+    rows.sort(key=lambda row: (args.systems.index(row["system"]), row["seed"]))
+    report.write_table(rows, rows, args.out)
+    curves = []
+    for row in rows:
+        readings = report.read_results(args.out / f"{row['system']}-{row['seed']}" / "evaluation" / "results.jsonl")
+        curves += [{**each, "system": row["system"]} for each in readings if each["reading"].startswith("from empty")]
+    on = [each for each in curves if "memory off" not in each["reading"]]
+    text.write_curves(on, args.out, f"{args.dataset}, {on[0]['reading']}", key="system")
+    found = table(rows, args, overrides)
+    (args.out / "table.md").write_text(found)
+    print(f"\n{found}\nresults: {args.out}/table.md, results.csv, by_segment.png, by_position.png")
+
+
+if __name__ == "__main__":
+    main()

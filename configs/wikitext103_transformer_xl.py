@@ -1,0 +1,15 @@
+"""WikiText-103 with Transformer-XL: a cache of hidden states.
+
+    python train.py --config=configs/wikitext103_transformer_xl.py[:RECIPE] --config.data.path=DIR
+
+RECIPE: gpu (the default), 150 or 50. Everything is in configs/wikitext103.py: sizes, hardware, times, published figures.
+"""
+
+import pathlib
+import runpy
+
+_get_config = runpy.run_path(str(pathlib.Path(__file__).with_name("wikitext103.py")))["get_config"]
+
+
+def get_config(recipe: str = "gpu"):
+    return _get_config(f"transformer_xl-{recipe}")

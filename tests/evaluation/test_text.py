@@ -1,0 +1,247 @@
+"""Readings of a text: every target once, by segment and by position; memory on and off; what is done is not done again."""
+
+import csv
+import json
+import random
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from armt_jax.checkpoint import Checkpoints
+from armt_jax.config import override, resolve
+from armt_jax.data import text_metrics
+from armt_jax.evaluation import samples, text
+from armt_jax.evaluation import sweep as sweeps
+from armt_jax.evaluation.evaluate import load
+from armt_jax.parallel.mesh import make_mesh
+from armt_jax.training import carried as carry
+from armt_jax.training import step as steps
+from armt_jax.training.optimizer import make_optimizer
+from armt_jax.training.step import TrainState
+from armt_jax.training.workdir import claim
+
+T, S = 4, 3
+BACKBONE = {"name": "transformer_xl", "vocab_size": 256, "num_layers": 2, "width": 16, "num_heads": 2, "kernel_std": None}
+MEMORIES = {
+    "none": {},
+    "transformer_xl": {"cache_length": 6},
+    "armt_xl": {"cache_length": 6, "num_memory_tokens": 1, "d_mem": 8, "value_std": 0.5, "key_norm": "l2"},
+    "rmt": {"num_memory_tokens": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture(scope="module")
+def corpus(folder):
+    rng = random.Random(0)
+    for split, size in (("train", 400), ("validation", 150), ("test", 124)):
+        (folder / "corpus").mkdir(exist_ok=True)
+        (folder / "corpus" / f"{split}.txt").write_text("".join(rng.choices("abcde \n", k=size)))
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="module")
+def runs(folder, corpus):
+    """{memory: trained}: the same weights, as far as the memory has none of its own."""
+    made = {}
+    for memory, fields in MEMORIES.items():
+        raw = {
+            "seed": 3, "backbone": BACKBONE, "memory": {"name": memory, **fields}, "recurrence": {"segment_length": T},
+            "data": {
+                "dataset": "text", "path": str(corpus), "tokenizer": "bytes", "segments": S, "resets_at": "never",
+                "cache_dir": str(folder / "cache"),
+            },
+            "train": {"batch_size": 4, "stages": [{"steps": 8}]},
+            "evaluation": {"batch_size": 3, "batches": None}, "mesh": {"data": 1},
+        }  # fmt: skip
+        workdir = folder / memory
+        workdir.mkdir()
+        claim(workdir, raw)
+        config = resolve(raw)
+        mesh = make_mesh(config.mesh)
+        params = steps.create_params(config.model, 0, mesh)
+        opt_state = make_optimizer(config.train.optimizer, 1).init(params)
+        state = TrainState(params, opt_state, carry.fresh(config.model, 4, mesh))
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            checkpoints.save(8, state, {"standing": {}, "data": config.task.fingerprint}, rank=0.5)
+        made[memory] = load(workdir)
+    return made
+
+
+def module(trained, config=None):
+    model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
+    return model if config is None else model.with_config(config)
+
+
+def reading(trained, point):
+    config = text.point_config(trained.raw, point)
+    return text.read(trained, config), config
+
+
+WINDOWS = {"data.stream": "windows"}
+WHOLE = WINDOWS | {"data.stride": S * T}
+OFF = {"evaluation.memory": "off"}
+
+
+@pytest.mark.parametrize("point", [{}, OFF, WINDOWS, WHOLE, WHOLE | OFF, {"evaluation.batch_size": 1}, {"evaluation.split": "validation"}])
+@pytest.mark.parametrize("memory", ["armt_xl", "none"])
+def test_every_target_counts_once(runs, memory, point):
+    found, config = reading(runs[memory], point)
+    assert found.weight_SxT.sum() == config.task.num_targets(config.evaluation.split)
+    assert found.loss_SxT.shape == found.weight_SxT.shape == (config.task.segments, T) and np.all(found.loss_SxT >= 0)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_stateful_reading_of_one_row_is_one_long_row(runs, memory):
+    trained = runs[memory]
+    found, config = reading(trained, {"evaluation.batch_size": 1})
+    ids = np.asarray(config.task.text("test").ids_N, np.int32)
+    nll, _ = jax.jit(lambda x, y: module(trained).token_losses(x, y))(ids[None, :-1], ids[None, 1:])
+    np.testing.assert_allclose(found.loss_SxT.sum(), nll.sum(), rtol=1e-5)
+    by_position = [float(nll[0, t::T].sum()) for t in range(T)]
+    np.testing.assert_allclose(found.loss_SxT.sum(axis=0), by_position, rtol=1e-4)
+    row = text.row(trained, config, {}, found)
+    figures = text_metrics(float(nll.sum()), len(ids) - 1, config.task.counts("test"))
+    assert all(row[name] == pytest.approx(value, rel=1e-5) for name, value in figures.items())
+    assert row["tokens"] == len(ids) - 1 and row["published_as"] == "bits_per_character"
+
+
+def test_a_window_starts_from_an_empty_memory_and_says_what_each_segment_costs(runs):
+    trained = runs["armt_xl"]
+    found, config = reading(trained, WHOLE)
+    ids = np.asarray(config.task.text("test").ids_N, np.int32)
+    windows = (len(ids) - 1) // (S * T)
+    starts = np.arange(windows) * S * T
+    x, y = (np.stack([ids[s + d : s + d + S * T] for s in starts]) for d in (0, 1))
+    nll, _ = jax.jit(lambda x, y: module(trained).token_losses(x, y))(x, y)
+    by_segment = np.asarray(nll).reshape(windows, S, T).sum(axis=(0, 2))
+    last = len(ids) - 1 - windows * S * T  # a short block, after more history than the others have
+    assert found.weight_SxT.sum() == windows * S * T + last
+    whole_segments = found.weight_SxT.sum(axis=1) == windows * T
+    assert whole_segments[0], "the short block lies at the end of its window"
+    np.testing.assert_allclose(found.loss_SxT.sum(axis=1)[whole_segments], by_segment[whole_segments], rtol=1e-5)
+
+
+def test_a_sliding_window_counts_the_block_alone(runs):
+    found, config = reading(runs["transformer_xl"], WINDOWS)
+    assert config.task.block == T and config.task.segments == S
+    by_segment = found.weight_SxT.sum(axis=1)
+    assert by_segment[-1] > by_segment[0] > 0, "only the first windows have less history"
+
+
+@pytest.mark.parametrize("point", [{}, WHOLE])
+def test_a_cache_that_is_switched_off_is_no_memory(runs, point):
+    """The cache has no parameters: without it the same weights are the bare backbone."""
+    read = (("transformer_xl", {}), ("transformer_xl", OFF), ("none", {}))
+    on, off, none = (reading(runs[memory], point | more)[0].loss_SxT for memory, more in read)
+    np.testing.assert_allclose(off, none, rtol=1e-5)
+    assert np.abs(on - none).max() > 1e-2
+
+
+def test_no_memory_cannot_be_switched_off(runs):
+    on, off = (reading(runs["none"], more)[0].loss_SxT for more in ({}, OFF))
+    np.testing.assert_allclose(on, off, rtol=1e-6)
+
+
+def test_the_first_segment_has_no_memory_to_lose(runs):
+    for memory in ("armt_xl", "rmt"):
+        on, off = (reading(runs[memory], WHOLE | more)[0].loss_SxT for more in ({}, OFF))
+        np.testing.assert_allclose(on[0], off[0], rtol=1e-5)
+        assert np.abs(on[1:] - off[1:]).max() > 1e-3
+
+
+def test_another_cache_length_is_another_model_with_the_same_weights(runs):
+    trained = runs["transformer_xl"]
+    long, config = reading(trained, {"memory.cache_length": 200, "evaluation.batch_size": 1})
+    assert config.model.memory.cache_length == 200
+    ids = np.asarray(config.task.text("test").ids_N, np.int32)
+    nll, _ = jax.jit(lambda x, y: module(trained, config.model).token_losses(x, y))(ids[None, :-1], ids[None, 1:])
+    np.testing.assert_allclose(long.loss_SxT.sum(), nll.sum(), rtol=1e-5)
+    assert abs(long.loss_SxT.sum() - reading(trained, {"evaluation.batch_size": 1})[0].loss_SxT.sum()) > 1e-2
+
+
+# -- results -----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_leaves_tables_and_plots_and_is_not_done_twice(runs, tmp_path, monkeypatch):
+    trained = runs["transformer_xl"]
+    points = text.default_points(trained)
+    rows = sweeps.run_sweep(trained, points, tmp_path)
+    names = [row["reading"] for row in rows]
+    assert names == ["stateful", "stateful, memory off", "from empty, 6 segments", "from empty, 6 segments, memory off", "sliding, 6 + 6"]
+    assert {row["label"] for row in rows} == {"transformer_xl"} and all(row["step"] == 8 for row in rows)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == ["by_position.csv", "by_position.png", "by_segment.csv", "by_segment.png", "results.csv", "results.jsonl"]
+    assert "stateful" in text.table(rows) and "bits_per_character" in text.table(rows)
+    with (tmp_path / "by_segment.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["reading"] for line in lines} == set(names[2:])
+    for row in rows:
+        total = sum(a * b for a, b in zip(row["nats_by_position"], row["tokens_by_position"], strict=True))
+        assert total == pytest.approx(row["nats_per_token"] * row["tokens"], rel=1e-6)
+    monkeypatch.setattr(text, "read", lambda *_: pytest.fail("read again"))
+    assert sweeps.run_sweep(trained, points, tmp_path) == rows
+
+
+def test_a_stopped_evaluation_goes_on(runs, tmp_path, monkeypatch):
+    trained, read, done = runs["none"], text.read, []
+
+    def failing(trained, config):
+        done.append(config)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return read(trained, config)
+
+    monkeypatch.setattr(text, "read", failing)
+    points = text.default_points(trained)
+    assert len(points) == 3, "nothing is remembered, so nothing is switched off"
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.run_sweep(trained, points, tmp_path)
+    assert len(json.loads((tmp_path / "results.jsonl").read_text())) > 5
+    assert len(sweeps.run_sweep(trained, points, tmp_path)) == 3 and len(done) == 4
+
+
+def test_what_cannot_be_evaluated_is_said_before_anything_runs(runs, tmp_path, monkeypatch):
+    trained = runs["none"]
+    monkeypatch.setattr(text, "read", lambda *_: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"data\.dataset = 'enwik8'.*trained on"):
+        sweeps.run_sweep(trained, [{}, {"data.dataset": "enwik8"}], tmp_path)
+    with pytest.raises(ValueError, match=r"data\.strides.*did you mean 'stride'"):
+        sweeps.run_sweep(trained, [{}, WINDOWS | {"data.strides": 3}], tmp_path)
+    with pytest.raises(ValueError, match=r"data\.stride belongs to data\.stream = 'windows'"):
+        sweeps.run_sweep(trained, [{}, {"data.stride": 3}], tmp_path)
+
+
+def test_samples_continue_the_test_split(runs, tmp_path):
+    trained = runs["armt_xl"]
+    found = samples.write_samples(trained, tmp_path, count=2, new_tokens=9, temperature=0.8)
+    again = samples.write_samples(trained, tmp_path, count=2, new_tokens=9, temperature=0.8)
+    assert found == again and (tmp_path / "samples.txt").read_text().count("== the model goes on") == 2
+    whole = trained.config.task.corpus.open().tokenizer.decode(trained.config.task.text("test").ids_N)
+    for sample in found:
+        assert sample["prompt"] + sample["text"] in whole and len(sample["prompt"]) == S * T and len(sample["text"]) == 9
+    with pytest.raises(ValueError, match="more than the 124 tokens"):
+        samples.write_samples(trained, tmp_path, count=1, new_tokens=500, temperature=0.0)
+
+
+def test_a_text_that_has_moved(runs, corpus, tmp_path):
+    (tmp_path / "moved").symlink_to(corpus)
+    assert load(runs["none"].workdir, data_path=str(tmp_path / "moved")).config.task.corpus.path == str(tmp_path / "moved")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in corpus.iterdir():
+        (other / path.name).write_text(path.read_text().upper())
+    with pytest.raises(ValueError, match="other data or with another tokenizer"):
+        load(runs["none"].workdir, data_path=str(other))
+
+
+def test_an_evaluation_point_may_override_only_known_sections(runs):
+    assert resolve(override(runs["none"].raw, {"evaluation.memory": "off"})).evaluation.memory == "off"
+    with pytest.raises(ValueError, match="evaluation.memory = 'none' must be one of on, off"):
+        resolve(override(runs["none"].raw, {"evaluation.memory": "none"}))
