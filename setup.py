@@ -34,7 +34,7 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "ruff>=0.12,<1", "import-linter>=2.1,<3"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.12,<1", "import-linter>=2.1,<3"],
         "torch": ["torch>=2.6,<3", "transformers>=4.46,<6", "safetensors>=0.4,<1"],
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
