@@ -30,7 +30,7 @@ GENERATED = tuple(WORLDS)
 
 # SeedSequence reads its entropy as 32-bit words: a larger number would spill into the next word.
 _WORD = 2**32
-# As in armt_jax.tasks.base. Part of the key of the random stream, like the order of WORLDS: renumbering an entry changes the data of every run.
+# As in armt_jax.tasks.base. Part of the key of the random stream, as is the place in WORLDS: renumbering one changes the data of every run.
 _SPLIT_IDS = {"train": 0, "validation": 1, "test": 2}
 
 

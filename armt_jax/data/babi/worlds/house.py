@@ -1,8 +1,8 @@
 """People who walk from room to room, and get, drop and give things.
 
-Everyone and everything is somewhere from the beginning, which no sentence tells. Whoever is drawn tries whatever is drawn; when it cannot be
-done (to move to the room one is in, to get what is not there, to drop with empty hands, to give to nobody), both are drawn again.
-So those who have more that they can do, do more.
+Everyone and everything is somewhere from the beginning, which no sentence tells. A person is drawn, and tries the deed that is drawn; when
+it cannot be done (to move to the room one is in, to get what is not there, to drop with empty hands), both are drawn again. So those
+who have more that they can do, do more.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from armt_jax.data.babi.worlds.words import choose
 class House:
     """The state of a world: who is where with what.
 
-    people: given to in this order, when several are in the room. rooms: there are.
-    things: that can be carried. One who has several gives the first in the alphabet.
+    people: given to in this order, when several are in the room. rooms: there are. things: that can be carried.
     giving: whether they give. always_there: whether "there" ends each sentence about getting.
     """
 
@@ -74,10 +73,12 @@ class House:
         return Event(words.dropped(self.rng, person, thing), "drop", person, thing=thing)
 
     def give(self, person: str) -> Event | None:
-        near = [other for other in self.people if other != person and self.place[other] == self.place[person]]
-        if not near or not self.carrying[person]:
-            return None
-        thing, receiver = min(self.carrying[person]), near[0]
-        self.carrying[person].remove(thing)
-        self.carrying[receiver].append(thing)
-        return Event(words.gave(self.rng, person, thing, receiver), "give", person, thing=thing, receiver=receiver)
+        """Not by the person drawn: of everything in somebody's hands, the first in the alphabet that can be given is."""
+        holders = {thing: holder for holder, things in self.carrying.items() for thing in things}
+        for thing, holder in sorted(holders.items()):
+            for receiver in self.people:
+                if receiver != holder and self.place[receiver] == self.place[holder]:
+                    self.carrying[holder].remove(thing)
+                    self.carrying[receiver].append(thing)
+                    return Event(words.gave(self.rng, holder, thing, receiver), "give", holder, thing=thing, receiver=receiver)
+        return None

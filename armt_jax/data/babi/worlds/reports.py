@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from armt_jax.data.babi.story import Story
-from armt_jax.data.babi.worlds import words
 from armt_jax.data.babi.worlds.house import House
 from armt_jax.data.babi.worlds.telling import Asked, Event, last, tell, yes_or_no
 from armt_jax.data.babi.worlds.words import ROOMS, choose
@@ -21,7 +20,8 @@ _Vague = Callable[[np.random.Generator, str, str, str], Event]
 
 def is_not_there(rng: np.random.Generator) -> Iterator[Story]:
     """qa9."""
-    return tell(rng, "qa9", lambda house=House(rng): _report(house, _not), _ask_not)
+    house = House(rng)
+    return tell(rng, "qa9", lambda: _report(house, _not), _ask_not)
 
 
 def may_be_there(rng: np.random.Generator) -> Iterator[Story]:
