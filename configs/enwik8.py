@@ -32,10 +32,13 @@ SIZES = ("cpu", "gpu", "published")
 VARIANTS = (*SYSTEMS, *(f"{system}-{size}" for system in SYSTEMS for size in SIZES))
 
 BACKBONES = {
-    "cpu": dict(name="transformer_xl", vocab_size=256, num_layers=4, width=144, num_heads=4, mlp_width=576, kernel_std=None),
+    # Normalised before the blocks: the published order sits at letter frequencies for most of so short a run.
+    "cpu": dict(
+        name="transformer_xl", vocab_size=256, num_layers=4, width=144, num_heads=4, mlp_width=576, kernel_std=None, norm_place="pre",
+    ),
     "gpu": dict(name="transformer_xl", vocab_size=256, num_layers=6, width=512, num_heads=8, mlp_width=2048),
     "published": dict(preset="transformer-xl-enwik8-base", vocab_size=256),
-}
+}  # fmt: skip
 # cache length; RMT's tokens; ARMT's tokens, d_mem
 MEMORY_SIZES = {"cpu": (32, 4, 4, 16), "gpu": (128, 10, 16, 64), "published": (200, 10, 16, 96)}
 
@@ -55,9 +58,9 @@ def train(system: str, size: str) -> tuple[int, int, dict]:
     """(segment length, segments a row, section train)."""
     every = dict(log_every=50, validation_batches=8, tensorboard=True)
     if size == "cpu":
-        optimizer = dict(learning_rate=2e-3, schedule="cosine", final_scale=0.1, warmup_steps=50, clip="norm", clip_at=0.25)
+        optimizer = dict(learning_rate=3e-3, schedule="cosine", final_scale=0.1, warmup_steps=50, clip="norm", clip_at=1.0)
         every |= dict(batch_size=16, validate_every=100, checkpoint_every=200)
-        return 32, 8, dict(every, optimizer=optimizer, stages=[dict(steps=600)])
+        return 32, 8, dict(every, optimizer=optimizer, stages=[dict(steps=400)])
     if size == "gpu":
         optimizer = dict(learning_rate=5e-4, schedule="cosine", warmup_steps=500, clip="norm", clip_at=0.25)
         every |= dict(batch_size=32, validate_every=1000, checkpoint_every=1000)
@@ -80,14 +83,15 @@ def get_config(variant: str = "armt") -> ConfigDict:
     c.dtype = "bfloat16" if size == "gpu" else "float32"
     c.backbone = BACKBONES[size]
     c.memory = memory(system, size)
-    c.recurrence = dict(segment_length=segment, schedule="sequential", gradient="store" if size == "cpu" else "remat")
+    c.recurrence = dict(segment_length=segment, schedule="sequential", gradient="reversible")  # the fastest of the three, by up to 1.9
     if system == "transformer_xl":
-        c.recurrence.bptt_segments = 1  # no gradient enters the cache
+        # No gradient enters the cache, so there is nothing to walk back through.
+        c.recurrence.update(bptt_segments=1, gradient="store" if size == "cpu" else "remat")
     c.data = dict(
         dataset="enwik8", path=config_dict.placeholder(str), tokenizer="bytes", stream="contiguous", segments=segments, resets_at="never",
         cache_dir="~/.cache/armt_jax",
     )  # fmt: skip
     c.train = training
     c.evaluation = dict(batch_size=16, batches=config_dict.placeholder(int), split="test", memory="on")  # the whole split
-    c.mesh = dict()  # MeshConfig: data, fsdp, tensor, stage; all devices on data
+    c.mesh = dict(cpu_devices=2)  # MeshConfig: data, fsdp, tensor, stage; all devices on data
     return c
