@@ -120,7 +120,7 @@ def _count(split: str, samples: BabilongSamples, wanted: int | None) -> int:
         raise DataError(f"samples[{split!r}] are of split {samples.split!r}: give each under its own name")
     if samples.length > LONGEST:
         raise DataError(
-            f"length={samples.length} is too much for records, which are held whole (up to {LONGEST}): read samples of this length as streams"
+            f"length={samples.length} is too much for records, which are held whole (up to {LONGEST}): read such samples as streams"
         )
     if wanted is None and samples.count is None:
         raise DataError(f"stories of split {split!r} are generated without end: say in counts how many samples are wanted")

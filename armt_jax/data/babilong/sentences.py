@@ -22,7 +22,7 @@ LONGEST_PARAGRAPH = 1 << 22
 _TITLES = "Mr Mrs Ms Messrs Mme Mlle Dr Prof Rev Hon St Mt Gen Col Capt Lieut Lt Maj Sergt Sgt Gov Sen Rep Jr Sr Esq"
 ABBREVIATIONS = frozenset(f"{_TITLES} Vol vol viz vs cf i.e e.g".split())
 
-_BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n\s*")
+_BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
 _END = re.compile(r"([.!?…]+)[\"'”’»)\]_]* ")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _OPENING = "\"'“‘«([_*—-"
@@ -46,6 +46,7 @@ def sentences(parts: Iterable[bytes]) -> Iterator[Sentence]:
             text = " ".join(utf8(paragraph).split())
         except InvalidText as e:
             raise InvalidText(start + e.offset, e.reason) from None
+        start += len(paragraph) - len(paragraph.lstrip())
         begin = 0
         for end in _ends(text):
             yield Sentence(start + begin, text[begin:end].rstrip())
