@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from armt_jax.data.babilong.books import Division, Part, divide
+from armt_jax.data.babilong.books import Division, Part, divide, require_named
 from armt_jax.data.babilong.sentences import RULE, sentences
 from armt_jax.data.babilong.tokens import Codec, require_compat
 from armt_jax.data.cache import DataIdentity, TokenCache, write_cache
@@ -56,6 +56,7 @@ class BackgroundConfig:
     cache_dir: str = "~/.cache/armt_jax"
 
     def __post_init__(self) -> None:
+        require_named(self.name, self.path)
         require_int("min_tokens", self.min_tokens, 1)
         if self.tokenizer == "words":
             raise DataError(

@@ -50,6 +50,14 @@ class Division:
     note: str
 
 
+def require_named(name: str, path: str | Path | None) -> None:
+    """Raises DataError unless there is such a background, and a path where it needs one."""
+    if name not in NAMES:
+        raise DataError(f"background {name!r} is unknown: use one of {', '.join(map(repr, NAMES))}")
+    if path is None and not name.startswith("wikitext"):
+        raise DataError(f"path is not set: background {name!r} wants a folder of books, one *.txt a book")
+
+
 def divide(name: str, path: str | Path | None, download_dir: str | Path) -> Division:
     """Finds the text and divides it.
 
@@ -60,13 +68,10 @@ def divide(name: str, path: str | Path | None, download_dir: str | Path) -> Divi
     Raises:
         DataError: there is none, or two splits would read the same.
     """
-    if name not in NAMES:
-        raise DataError(f"background {name!r} is unknown: use one of {', '.join(map(repr, NAMES))}")
+    require_named(name, path)
     if name.startswith("wikitext"):
         source = locate(name, path, SPLITS, download_dir)
         return _division(name, {split: _whole(spans) for split, spans in source.spans.items()}, source.cut, source.note)
-    if path is None:
-        raise DataError(f"path is not set: background {name!r} wants a folder of books, one *.txt a book")
     root = Path(path).expanduser().absolute()
     if not root.exists():
         raise DataError(f"{root} does not exist: background {name!r} wants a folder of books, one *.txt a book")

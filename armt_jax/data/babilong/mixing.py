@@ -39,7 +39,7 @@ from armt_jax.data.babilong.background import Passages
 from armt_jax.data.errors import DataError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """Where facts stand in a passage.
 
@@ -64,7 +64,7 @@ def lay_out(rng: np.random.Generator, passages: Passages, num_facts: int, tokens
     return Layout(start, np.minimum(passages.place(sentence + numbers_F) - start, tokens))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
     """See the module.
 
@@ -73,7 +73,7 @@ class Sample:
         question_ids: all that comes between context and answer. answer_ids: with the end token.
         context_length: tokens of facts and background. laid_out: those among which the facts were put; the sample of that length is the
             shortest with the same beginning.
-        passages: the background. layout: where facts stand. facts_ids: of each fact.
+        passages: the background. layout: where facts stand. facts_ids: of each fact. question_counts: as part of the length.
     """
 
     story: Story

@@ -118,6 +118,10 @@ def test_bad_fields():
         BackgroundConfig("x")
     with pytest.raises(DataError, match="tokenizer='bpe' is unknown"):
         BackgroundConfig("x", tokenizer="bpe")
+    with pytest.raises(DataError, match="path is not set: background 'books' wants a folder of books"):
+        BackgroundConfig(tokenizer="bytes")
+    with pytest.raises(DataError, match="background 'novels' is unknown"):
+        BackgroundConfig("x", "novels", tokenizer="bytes")
     with pytest.raises(ValueError, match="min_tokens=0 is out of range"):
         BackgroundConfig("x", tokenizer="bytes", min_tokens=0)
     with pytest.raises(DataError, match="compat='old' is unknown"):

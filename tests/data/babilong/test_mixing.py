@@ -56,6 +56,33 @@ def test_facts_stand_in_order_between_whole_sentences_of_one_passage(samples, le
         assert set(sample.layout.offsets_F + sample.layout.start) <= set(passages.place(np.arange(1000)).tolist())
 
 
+def spelled_out(sample) -> np.ndarray:
+    """The context, made the plain way: a list of sentences, the last one cut, and facts in the gaps of the list."""
+    passages, sentences = sample.passages, []
+    left, number = sample.context_length - sum(map(len, sample.facts_ids)), passages.sentences_before(sample.layout.start)
+    places = [0]
+    while left > 0:
+        start, stop = map(int, passages.place([number, number + 1]))
+        sentences.append(passages.read(start, stop)[:left])
+        left, number = left - len(sentences[-1]), number + 1
+        places.append(places[-1] + len(sentences[-1]))
+    gaps = [[] for _ in places]
+    for offset, ids in zip(sample.layout.offsets_F, sample.facts_ids):
+        gaps[places.index(offset)].append(ids)
+    parts = [part for facts, sentence in zip(gaps, [*sentences, np.zeros(0, np.int32)]) for part in [*facts, sentence]]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("compat", ["default", "published"])
+@pytest.mark.parametrize("length", [250, 1000, 30_000])
+def test_a_sample_is_what_a_list_of_sentences_gives(samples, length, compat):
+    samples = dataclasses.replace(samples, length=length, compat=compat)
+    for seed in range(5):
+        for index in range(10):
+            sample = dataclasses.replace(samples, seed=seed).sample(index)
+            assert np.array_equal(sample.context(), spelled_out(sample))
+
+
 def test_question_and_answer_can_be_read_back(samples):
     sample = samples.sample(7)
     assert text_of(sample.question_ids) == " Where is Mary?"
