@@ -106,8 +106,8 @@ class GeneratedStories(StorySource):
         from armt_jax.data.babi import worlds
 
         for attempt in range(_ATTEMPTS):
-            words = np.random.SeedSequence([seed, SPLIT_IDS[split], attempt]).generate_state(1)
-            story = worlds.generate(task, int(words[0]), index)
+            again = int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]) if attempt else seed
+            story = worlds.generate(task, again, index, split)
             if self.max_facts is None or len(story.facts) <= self.max_facts:
                 return story
         raise DataError(f"none of {_ATTEMPTS} stories of {task} has at most max_facts={self.max_facts} facts: raise it")
