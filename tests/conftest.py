@@ -14,7 +14,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_ba
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder of real text, laid out as wikitext-2/, wikitext-103/, enwik8/, books/, gpt2-bpe/, sentencepiece/."""
+    """The folder of real text, laid out as wikitext-2/, wikitext-103/, enwik8/, books/, babi/, gpt2-bpe/, sentencepiece/."""
     folder = os.environ.get("ARMT_JAX_DATA")
     if not folder:
         pytest.skip("ARMT_JAX_DATA is not set: it must name the folder of real text")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from armt_jax.data.babi import files, worlds
 from armt_jax.data.babi.story import TASKS, Story, require_task
 from armt_jax.data.babilong.tokens import require_compat
 from armt_jax.data.errors import DataError
@@ -103,8 +104,6 @@ class GeneratedStories(StorySource):
         return None
 
     def story(self, task: str, split: str, index: int, seed: int, compat: str) -> Story:
-        from armt_jax.data.babi import worlds
-
         for attempt in range(_ATTEMPTS):
             again = int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]) if attempt else seed
             story = worlds.generate(task, again, index, split)
@@ -126,8 +125,6 @@ def _goes_on(one: Story, other: Story) -> bool:
 
 
 def _file(source: StoryFiles, task: str, split: str) -> Path:
-    from armt_jax.data.babi import files
-
     require_task(task)
     if split not in SPLIT_IDS:
         raise DataError(f"split {split!r} is unknown: use {', '.join(map(repr, SPLIT_IDS))}")
@@ -136,8 +133,6 @@ def _file(source: StoryFiles, task: str, split: str) -> Path:
 
 @functools.lru_cache(maxsize=64)
 def _read(source: StoryFiles, task: str, split: str, compat: str) -> list[Story]:
-    from armt_jax.data.babi import files
-
     require_compat(compat)
     path = _file(source, task, split)
     stories = files.read_stories(path)
