@@ -34,7 +34,8 @@ VARIANTS = (*SYSTEMS, *(f"{system}-{size}" for system in SYSTEMS for size in SIZ
 BACKBONES = {
     # Normalised before the blocks: the published order sits at letter frequencies for most of so short a run.
     "cpu": dict(
-        name="transformer_xl", vocab_size=256, num_layers=4, width=144, num_heads=4, mlp_width=576, kernel_std=None, norm_place="pre",
+        name="transformer_xl", vocab_size=256, num_layers=4, width=144, num_heads=4, mlp_width=576, kernel_std=None,
+        norm_place="pre", output_norm=True,
     ),
     "gpu": dict(name="transformer_xl", vocab_size=256, num_layers=6, width=512, num_heads=8, mlp_width=2048),
     "published": dict(preset="transformer-xl-enwik8-base", vocab_size=256),
@@ -47,9 +48,10 @@ def memory(system: str, size: str) -> dict:
     cache, rmt_tokens, armt_tokens, d_mem = MEMORY_SIZES[size]
     xl = dict(cache_length=cache)
     rmt = dict(num_memory_tokens=rmt_tokens)
-    # The published recipe starts W_v at zero and leaves keys as long as they come; a short run learns sooner with this.
-    eager = dict(key_norm="l2", value_std=0.02) if size == "cpu" else {}
-    armt = dict(num_memory_tokens=armt_tokens, d_mem=d_mem, **eager)
+    # The published recipe starts W_v at zero and leaves keys as long as they come; a short run learns sooner with this. The published
+    # runs start every window with an empty memory; here it is carried through the text, and must not grow on the way.
+    eager = dict(value_std=0.02) if size == "cpu" else {}
+    armt = dict(num_memory_tokens=armt_tokens, d_mem=d_mem, key_norm="l2", beta_max=2 / armt_tokens, **eager)
     parts = {"none": {}, "transformer_xl": xl, "rmt": rmt, "armt": armt, "rmt_xl": rmt | xl, "armt_xl": armt | xl}
     return dict(name=system, **parts[system])
 

@@ -18,7 +18,7 @@ SYSTEMS = ("none", "transformer_xl", "rmt", "armt", "rmt_xl", "armt_xl")
 VARIANTS = (*SYSTEMS, *(f"{system}-cpu" for system in SYSTEMS))
 CACHE = dict(cache_length=32)
 RMT = dict(num_memory_tokens=4)
-ARMT = dict(num_memory_tokens=4, d_mem=16, key_norm="l2", value_std=0.02)
+ARMT = dict(num_memory_tokens=4, d_mem=16, key_norm="l2", beta_max=0.5, value_std=0.02)  # why: configs/enwik8.py
 MEMORIES = {"none": {}, "transformer_xl": CACHE, "rmt": RMT, "armt": ARMT, "rmt_xl": RMT | CACHE, "armt_xl": ARMT | CACHE}
 
 
@@ -31,7 +31,7 @@ def get_config(variant: str = "armt") -> ConfigDict:
     c.dtype = "float32"
     c.backbone = dict(
         name="transformer_xl", vocab_size=33278, num_layers=4, width=144, num_heads=4, mlp_width=576, kernel_std=None,
-        norm_place="pre", cutoffs=(2000, 10000), div_val=4, projection_std=0.08,
+        norm_place="pre", output_norm=True, cutoffs=(2000, 10000), div_val=4, projection_std=0.08,
     )  # fmt: skip
     c.memory = dict(name=system, **MEMORIES[system])
     c.recurrence = dict(segment_length=32, schedule="sequential", gradient="reversible")

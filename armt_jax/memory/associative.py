@@ -129,7 +129,7 @@ class AssociativeMemory(LayerMemory):
     def write(self, trace: Trace, state):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
         k, v = self._features(self.key(m)), self._heads(self.value(m))
-        beta = self._heads(jax.nn.sigmoid(self.beta(m).astype(jnp.float32)))
+        beta = self.config.beta_max * self._heads(jax.nn.sigmoid(self.beta(m).astype(jnp.float32)))
         old, weight = self._recall(k, state)
         mass = jnp.einsum("bhm,bhmk->bhk", self._gamma(k, weight, state), k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
@@ -166,6 +166,9 @@ class ARMT(MemoryConfig):
         num_heads: memory heads H. correction: gamma as above; False counts every write fully.
         key_norm: "none" (the paper) or "l2" (unit keys and queries; the authors' later code).
         positions: of the memory tokens: "running" on after the text's, or "table": rows of their own (GPT-2).
+        beta_max: largest write gate; 1 as published. All tokens of a segment are written against the same old value, so M like keys
+            replace up to M beta of it, and more than 2 overshoots by more than the error: a memory that is carried on for thousands of
+            segments can then grow without bound. With key_norm "l2" and beta_max <= 2 / M it cannot.
         value_std: initial scale of W_v; 0 as published, None for 1/sqrt(D).
         memory_std: initial scale of the memory tokens; None: that of the token embeddings.
     """
@@ -176,6 +179,7 @@ class ARMT(MemoryConfig):
     num_heads: int = 1
     correction: bool = True
     key_norm: str = "none"
+    beta_max: float = 1.0
     positions: str = "running"
     value_std: float | None = 0.0
     memory_std: float | None = None
@@ -187,6 +191,8 @@ class ARMT(MemoryConfig):
         check_memory_tokens(self.num_memory_tokens)
         if self.key_norm not in KEY_NORMS:
             raise ValueError(f"memory.key_norm = {self.key_norm!r} must be one of {tuple(KEY_NORMS)}")
+        if not 0.0 < self.beta_max <= 1.0:
+            raise ValueError(f"memory.beta_max = {self.beta_max} must lie in (0, 1]: it scales the sigmoid of the write gate")
         if self.d_mem < 1 or self.d_mem % self.num_heads:
             raise ValueError(f"memory.d_mem = {self.d_mem} is not a positive multiple of memory.num_heads = {self.num_heads}")
         if not 1 <= self.nu < 2 * self.d_mem // self.num_heads:

@@ -201,6 +201,8 @@ class TransformerXL(BackboneConfig):
     Attributes:
         max_positions: distances have no limit, nor has the segment. head_width: d; None = D / H.
         norm_place: "post" (the paper) or "pre" (`pre_lnorm`). clamp_len: the longest distance told apart; None: all are.
+        output_norm: a LayerNorm behind the last block. The published code has none, but with "pre" hidden states, and what RMT carries
+            on of them, otherwise grow without bound.
         tie_biases: one u and v for all layers (as published), otherwise each layer has its own (`untie_r`).
         attention_dropout: rate inside attention, after the softmax.
         cutoffs: first token of each tail cluster of the adaptive softmax and input; () for plain ones.
@@ -216,6 +218,7 @@ class TransformerXL(BackboneConfig):
 
     max_positions: int = 2**30
     norm_place: str = "post"
+    output_norm: bool = False
     head_width: int | None = None
     clamp_len: int | None = None
     tie_biases: bool = True
@@ -291,7 +294,7 @@ class TransformerXL(BackboneConfig):
         return NORM_PLACES[self.norm_place](norms[0], attention, norms[1], mlp, self.dropout)
 
     def final_norm(self, dtype, rngs):
-        return Identity()
+        return super().final_norm(dtype, rngs) if self.output_norm else Identity()
 
 
 BACKBONES: dict[str, type[BackboneConfig]] = {"gpt2": GPT2, "gpt_neox": GPTNeoX, "llama": Llama, "transformer_xl": TransformerXL}

@@ -168,6 +168,36 @@ def test_beta_is_the_sigmoid_of_its_map():
     np.testing.assert_allclose(update.value_BxHxMxd[:, 0], beta * np.asarray(m.value(x)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("beta_max, grows", [(1.0, True), (2 / M, False)])
+def test_like_keys_overshoot_unless_beta_is_capped(beta_max, grows):
+    """One token writes a key, later all M do: M beta > 2 replaces more than twice the error, in every segment again."""
+    m = saturate(memory(key_norm="l2", beta_max=beta_max))
+    first = normal(0, B, M, D)
+    state = written(m, first, m.init_state(B))
+    alike = jnp.broadcast_to(normal(1, B, 1, D), first.shape)
+    state = written(m, alike[:, :1], state)
+    sizes = []
+    for _ in range(40):
+        state = written(m, alike, state)
+        sizes.append(float(jnp.max(jnp.abs(state.A_BxHxKxd))))
+    # The mass under the key is a little above one token's, so the cap has some room.
+    assert (sizes[-1] > 10 * sizes[0]) == grows, sizes
+    assert grows or max(sizes) < 2 * sizes[0]
+
+
+def test_beta_max_scales_the_gate():
+    capped, plain = memory(beta_max=0.25), memory()
+    state = plain.init_state(B)
+    one, other = (update_of(m, normal(2, B, M, D), state).value_BxHxMxd for m in (capped, plain))
+    np.testing.assert_allclose(one, 0.25 * other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta_max", [0.0, 1.5, -1.0])
+def test_a_gate_that_cannot_be_is_refused(beta_max):
+    with pytest.raises(ValueError, match="beta_max"):
+        ARMT(num_memory_tokens=1, d_mem=4, beta_max=beta_max)
+
+
 def test_tokens_of_one_segment_write_in_parallel():
     """Two with the same key both replace the old value, and overshoot: 2 v2 - v1."""
     m = saturate(memory(tokens=1))
