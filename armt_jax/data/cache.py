@@ -10,6 +10,7 @@ A cache is a folder:
 It is written under another name and renamed when it is whole.
 """
 
+import array
 import dataclasses
 import functools
 import itertools
@@ -201,7 +202,7 @@ def _write_split(
 ) -> dict[str, Any]:
     """Writes the files of a split. Returns its entry in meta.json."""
     dtype, counter = id_dtype(tokenizer.vocab_size), _Counter()
-    starts, tokens, unknown, checksum = [], 0, 0, 0
+    starts, tokens, unknown, checksum = array.array("q"), 0, 0, 0
     with (folder / f"{name}.ids").open("wb") as out:
         for document, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
             starts.append(tokens)

@@ -94,7 +94,7 @@ def _open(config: CorpusConfig) -> TokenCache:
     key = hashlib.sha256(json.dumps([source.fingerprint, config.tokenizer, recipe]).encode()).hexdigest()
     folder = root / "ids" / f"{config.name}-{config.tokenizer}-{key[:16]}"
     if not folder.exists():
-        with _one_at_a_time(root):
+        with one_at_a_time(root):
             if not folder.exists():  # while we waited, another process may have made it
                 _tokenise(config, source, given, root, folder)
     cache = TokenCache(folder)
@@ -148,7 +148,7 @@ def whole_words(pieces: Iterable[tuple[int, bytes]], where: Callable[[int], str]
 
 
 @contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
+def one_at_a_time(root: Path) -> Iterator[None]:
     """Processes of one machine prepare corpora one after the other."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / "preparing.lock").open("w") as file:

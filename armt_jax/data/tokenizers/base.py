@@ -42,6 +42,11 @@ class Tokenizer(abc.ABC):
         return None
 
     @property
+    def end_id(self) -> int | None:
+        """The id that ends a text. No text has it: `encode` never gives it. None: the vocabulary has none."""
+        return None
+
+    @property
     def lossless(self) -> bool:
         """Whether decode(encode(text)) == text for every text without unknowns. Only then do bits per byte compare between tokenizers."""
         return True

@@ -13,6 +13,7 @@ from armt_jax.data.tokenizers.base import Tokenizer, last_gap, utf8
 
 VOCABULARY_FILES = ("vocab.json", "encoder.json")
 MERGES_FILES = ("merges.txt", "vocab.bpe")
+END_OF_TEXT = "<|endoftext|>"
 
 # Pieces that the library encodes in parallel; its memory grows with the piece.
 _PIECE_BYTES = 1 << 15
@@ -46,6 +47,10 @@ class GPT2Tokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         return len(self._vocabulary)
+
+    @property
+    def end_id(self) -> int | None:
+        return self._vocabulary.get(END_OF_TEXT)
 
     def content(self) -> bytes:
         return json.dumps([sorted(self._vocabulary.items(), key=lambda item: item[1]), self._merges]).encode()

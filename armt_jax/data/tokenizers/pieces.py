@@ -79,6 +79,11 @@ class PieceTokenizer(Tokenizer):
         return self._library.unk_id()
 
     @property
+    def end_id(self) -> int | None:
+        end = self._library.eos_id()
+        return None if end < 0 else end
+
+    @property
     def lossless(self) -> bool:
         probe = " a  b\n\nc\td "
         return self._library.decode(self._library.encode(probe)) == probe

@@ -1,0 +1,28 @@
+"""BABILong: facts of bAbI hidden in the text of books, at any length, and answers scored.
+
+samples = BabilongSamples("qa1", "test", 10_000_000, BackgroundConfig("/data/books"), StoryFiles("/data/babi/en-10k"))
+sample = samples.sample(0)
+for chunk in sample.chunks(4096):       # or sample.context(), whole
+    ...
+score("qa1", sample.story.question, sample.story.answer, output)
+"""
+
+from armt_jax.data.babilong.background import Background, BackgroundConfig
+from armt_jax.data.babilong.mixing import Sample
+from armt_jax.data.babilong.samples import BabilongSamples
+from armt_jax.data.babilong.scoring import Scores, score
+from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
+from armt_jax.data.babilong.tokens import Codec
+
+__all__ = [
+    "BabilongSamples",
+    "Background",
+    "BackgroundConfig",
+    "Codec",
+    "GeneratedStories",
+    "Sample",
+    "Scores",
+    "StoryFiles",
+    "StorySource",
+    "score",
+]
