@@ -141,10 +141,10 @@ class BabilongBatches(BatchSource):
     def _row(self, seed: int, split: str, step: int, number: int, size: int) -> tuple[np.ndarray, ...]:
         """(tokens, targets, weights, answers, valid) of one row."""
         rng = self._random(seed, split, step, number % _WORD, 1)
-        index, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
+        index, story, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
         context_length = self._context_length(rng, size, len(tail_ids), shortest)
         asked = int(np.argmax(groups > 0)) if self.compat == "default" else 0
-        context = self.samples(split, context_length + asked, seed).sample(index).context()
+        context = self.samples(split, context_length + asked, seed).of_story(index, story).context()
         T, N = self.segment_length, self.row_length(size)
         begin = context_length if self.question == "running" else -(-context_length // T) * T
         # One id more than the row reads: the last one is only predicted.
@@ -161,8 +161,8 @@ class BabilongBatches(BatchSource):
         return ids[:-1] * valid, ids[1:], weight[1:].astype(np.float32), group[1:], valid
 
     def _fitting_story(self, rng, seed: int, split: str, number: int, size: int):
-        """(index, ids of questions and answers, their groups, fewest tokens of context) of the row's story, or of the first drawn that
-        fits."""
+        """(index, story, ids of questions and answers, their groups, fewest tokens of context): the row's own story, or the first drawn
+        that fits."""
         source, index, count = self.story_source, number % _WORD, self.story_source.count(self.task, split, self.compat)
         if split != "train" and count is not None:
             index %= count
@@ -171,7 +171,7 @@ class BabilongBatches(BatchSource):
             tail_ids, groups = self._tail(rng, story)
             shortest = sum(len(self.codec.fact(fact)) for fact in story.facts)
             if shortest <= self._longest_context(size, len(tail_ids)):
-                return index, tail_ids, groups, shortest
+                return index, story, tail_ids, groups, shortest
             index = int(rng.integers(_WORD if count is None else count))
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {self.segment_length} tokens (the last one has "
