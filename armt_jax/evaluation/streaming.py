@@ -10,6 +10,7 @@ what stands beside it.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from absl import logging
 from flax import nnx
 
 from armt_jax.generation import generate
-from armt_jax.model import MemoryTransformer, ModelConfig
+from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from armt_jax.recurrence.schedules import GridState
 from armt_jax.training import step as steps
@@ -76,6 +77,43 @@ class Row:
     began: tuple[float, int] = (0.0, 0)
 
 
+class Compiled(NamedTuple):
+    """The model's parts under one schedule, for a number of rows; every one takes the parameters first."""
+
+    empty: Callable
+    renew: Callable
+    ingest: Callable
+    commit: Callable
+
+
+@functools.lru_cache(maxsize=32)
+def _compile(model: ModelConfig, rows: int, state_at) -> Compiled:
+    graphdef, _ = steps.abstract_model(model)
+
+    def renewed(params, state: GridState, fresh_B) -> GridState:
+        empty = nnx.merge(graphdef, params).init_state(rows)
+
+        def pick(axis):
+            return lambda new, old: jnp.where(fresh_B.reshape((1,) * axis + (-1,) + (1,) * (old.ndim - axis - 1)), new, old)
+
+        return GridState(jax.tree.map(pick(1), empty.layers, state.layers), jax.tree.map(pick(0), empty.tokens, state.tokens))
+
+    return Compiled(
+        empty=jax.jit(lambda params: nnx.merge(graphdef, params).init_state(rows), out_shardings=state_at),
+        renew=jax.jit(renewed, out_shardings=state_at, donate_argnums=1),
+        ingest=jax.jit(
+            lambda params, state, tokens: nnx.merge(graphdef, params).ingest(tokens, state), out_shardings=state_at, donate_argnums=1
+        ),
+        commit=jax.jit(lambda params, state, tokens, valid: nnx.merge(graphdef, params).ingest(tokens, state, valid_BxN=valid)),
+    )
+
+
+@jax.jit
+def _pick(state: GridState, rows_B: jax.Array) -> GridState:
+    take = lambda axis: lambda leaf: jnp.take(leaf, rows_B, axis=axis)
+    return GridState(jax.tree.map(take(1), state.layers), jax.tree.map(take(0), state.tokens))
+
+
 class Reader:
     """The compiled model, for a number of rows. It keeps no state.
 
@@ -88,48 +126,32 @@ class Reader:
             raise ValueError(f"question = {question!r} must be one of {QUESTIONS}")
         self.rows, self.new_tokens, self.end_id, self.question = rows, new_tokens, end_id, question
         self.segment_length = model.recurrence.segment_length
-        self.params, self.mesh = params, mesh
+        self.params = params
         plain = dataclasses.replace(model.recurrence, schedule="sequential", gradient="store", bptt_segments=None, align="left")
-        self.model = nnx.merge(steps.abstract_model(dataclasses.replace(model, recurrence=plain))[0], params)
+        self._config = dataclasses.replace(model, recurrence=plain)
+        self.model = nnx.merge(steps.abstract_model(self._config)[0], params)
         parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         divides = rows % parts == 0  # else every device computes all rows
         self._tokens_at = batch_sharding(mesh) if divides else replicated(mesh)
         self._state_at = carried_shardings(mesh).state if divides else replicated(mesh)
         self.use(schedule)
-        self._empty = jax.jit(lambda params: self._with(params).init_state(rows), out_shardings=self._state_at)
-        self._renew = jax.jit(self._renewed, out_shardings=self._state_at, donate_argnums=1)
-        self._commit = jax.jit(lambda params, state, tokens, valid: self._with(params).ingest(tokens, state, valid_BxN=valid))
-        self._pick = jax.jit(lambda state, rows_B: _over_rows(lambda leaf, axis: jnp.take(leaf, rows_B, axis=axis), state))
-
-    def _with(self, params) -> MemoryTransformer:
-        return nnx.merge(nnx.split(self.model)[0], params)
 
     def use(self, schedule: str) -> None:
         """Reads under this schedule from now on."""
         self.schedule = schedule
-        graphdef = nnx.split(self.model.with_recurrence(schedule=schedule))[0]
-        self._ingest = jax.jit(
-            lambda params, state, tokens: nnx.merge(graphdef, params).ingest(tokens, state), out_shardings=self._state_at, donate_argnums=1
-        )
-
-    def _renewed(self, params, state: GridState, fresh_B) -> GridState:
-        empty = self._with(params).init_state(self.rows)
-
-        def pick(axis):
-            return lambda new, old: jnp.where(fresh_B.reshape((1,) * axis + (-1,) + (1,) * (old.ndim - axis - 1)), new, old)
-
-        return GridState(jax.tree.map(pick(1), empty.layers, state.layers), jax.tree.map(pick(0), empty.tokens, state.tokens))
+        recurrence = dataclasses.replace(self._config.recurrence, schedule=schedule)
+        self._run = _compile(dataclasses.replace(self._config, recurrence=recurrence), self.rows, self._state_at)
 
     def empty(self) -> GridState:
-        return self._empty(self.params)
+        return self._run.empty(self.params)
 
     def renew(self, state: GridState, fresh_B: np.ndarray) -> GridState:
         """The memory emptied in the rows marked. (The old state's buffers are used up, here and in `ingest`.)"""
-        return self._renew(self.params, state, fresh_B)
+        return self._run.renew(self.params, state, fresh_B)
 
     def ingest(self, state: GridState, tokens_BxN: np.ndarray) -> GridState:
         """Reads whole segments."""
-        return self._ingest(self.params, state, jax.device_put(tokens_BxN, self._tokens_at))
+        return self._run.ingest(self.params, state, jax.device_put(tokens_BxN, self._tokens_at))
 
     def ask(self, state: GridState, rows: Sequence[int], rests: Sequence[np.ndarray], questions: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Answers of some rows, whose text goes on with `rests` (less than a segment). `state` is left as it is."""
@@ -143,7 +165,7 @@ class Reader:
             where = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
             # As many rows as ever, so that a length is compiled once.
             filled = (where * self.rows)[: self.rows]
-            picked = self._pick(state, np.array([rows[i] for i in filled]))
+            picked = _pick(state, np.array([rows[i] for i in filled]))
             tokens = np.stack([prompts[i] for i in filled]).astype(np.int32)
             found = generate(self.model, tokens, picked, max_new_tokens=self.new_tokens, end_token=self.end_id).tokens_BxG
             for i, ids in zip(where, np.asarray(found), strict=False):
@@ -156,7 +178,7 @@ class Reader:
         tokens, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
         for row, rest in zip(rows, rests, strict=True):
             tokens[row, : len(rest)], valid[row, : len(rest)] = rest, True
-        return self._commit(self.params, state, tokens, valid)
+        return self._run.commit(self.params, state, tokens, valid)
 
     def tokens_per_s(self, schedule: str, segments: int) -> float:
         """A timing of this schedule, without its compilation."""
@@ -168,11 +190,6 @@ class Reader:
             state = jax.block_until_ready(self.ingest(state, tokens))
             seconds.append(time.perf_counter() - start)
         return tokens.size / min(seconds)
-
-
-def _over_rows(function: Callable[[jax.Array, int], Any], state: GridState) -> GridState:
-    """function(leaf, axis) where `axis` runs over rows."""
-    return GridState(jax.tree.map(lambda a: function(a, 1), state.layers), jax.tree.map(lambda a: function(a, 0), state.tokens))
 
 
 def schedules_for(model: ModelConfig) -> tuple[str, ...]:
