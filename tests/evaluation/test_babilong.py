@@ -8,9 +8,9 @@ import random
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import override, resolve
@@ -18,8 +18,9 @@ from armt_jax.data import DataError
 from armt_jax.data.babilong import score
 from armt_jax.evaluation import babilong, babilong_report
 from armt_jax.evaluation import sweep as sweeps
-from armt_jax.evaluation.evaluate import load
-from armt_jax.evaluation.streaming import Streams
+from armt_jax.evaluation.evaluate import load, run_config
+from armt_jax.evaluation.streaming import Question, Streams
+from armt_jax.generation import generate
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.telemetry.jsonl import read_lines
 from armt_jax.training import step as steps
@@ -97,10 +98,6 @@ def test_training_runs_through_stages(config, tmp_path):
 
 def test_streams_answer_as_whole_samples_do(trained, tmp_path):
     """Every sample as one row through `generate`, without streams, batches and saves."""
-    from flax import nnx
-
-    from armt_jax.generation import generate
-
     rows = sweeps.run_sweep(trained, [{}], tmp_path)
     model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
     source, found = trained.config.task, read_lines(tmp_path / "samples.jsonl")
@@ -120,6 +117,35 @@ def test_streams_answer_as_whole_samples_do(trained, tmp_path):
     assert row["exact_match"] == sum(line["strict"] for line in found) / 6 and row["samples"] == 6
     assert row["trained_to"] == 6 * 32 and row["schedule"] == "sequential" and row["tokens_per_s"] > 0
     assert {file.name for file in tmp_path.iterdir()} == {"samples.jsonl", "results.jsonl", "results.csv", "table.md", "heatmap.png"}
+
+
+@pytest.mark.parametrize("question", ["running", "apart"])
+def test_evaluation_reads_what_training_reads(trained, question):
+    """A row of a training batch as one pass of the model, and as a stream: the same token behind the question."""
+    source = dataclasses.replace(trained.config.task, segments=7, question=question)
+    batch = source.batch(0, 0, 6, "test")
+    graphdef, _ = steps.abstract_model(trained.config.model)
+    logits, _ = nnx.merge(graphdef, trained.params)(batch.tokens_BxN, valid_BxN=batch.valid_BxN)
+    likeliest = np.asarray(logits).argmax(-1)
+    T, N = 32, batch.tokens_BxN.shape[1]
+
+    class Read:
+        def __init__(self, row):
+            self.row = row
+            behind = int(np.flatnonzero(batch.answers_BxN[row])[0]) + 1
+            # Running text is cut anywhere before the question's end, a question of its own where its segment begins.
+            cut = behind - 5 if question == "running" else N - T
+            end = int(batch.valid_BxN[row, :cut].sum())
+            self.questions = (Question(end, batch.tokens_BxN[row, cut:behind]),)
+            self.first = likeliest[row, behind - 1]
+
+        def read(self, start, stop):
+            return batch.tokens_BxN[self.row, start:stop]
+
+    config = dataclasses.replace(trained.config, task=source)
+    reader = babilong._reader(trained, config, 3)
+    found = {answer.key: answer.ids[0] for answer in Streams(reader, Read, range(6), segments_at_once=4) if answer is not None}
+    assert found == {row: Read(row).first for row in range(6)} and len(set(found.values())) > 1
 
 
 def test_batch_sizes_and_interruptions_change_no_answer(trained, tmp_path, monkeypatch):
@@ -166,7 +192,8 @@ def test_batch_sizes_and_interruptions_change_no_answer(trained, tmp_path, monke
 # Kills itself at the third save.
 DRIVER = """
 import os, runpy, signal, sys
-from armt_jax.evaluation.streaming import Streams
+from armt_jax.evaluation.streaming import Question, Streams
+from armt_jax.generation import generate
 
 save, count = Streams.save, []
 
@@ -228,6 +255,32 @@ def test_bad_points_are_refused_before_anything_runs(trained, tmp_path, point, m
     assert not (tmp_path / "samples.jsonl").exists()
 
 
+def test_published_stories_by_one_flag(trained, workdir, tmp_path):
+    folder = tmp_path / "babi"
+    folder.mkdir()
+    story = "1 Mary moved to the {0}.\n2 John went to the garden.\n3 Where is Mary? \t{0}\t1\n"
+    for split in ("train", "test"):
+        text = "".join(story.format(room) for room in ("office", "kitchen") * 5)
+        (folder / f"qa1_single-supporting-fact_{split}.txt").write_text(text)
+    points = [{"task.stories": str(folder), "evaluation.lengths": 300, "evaluation.samples": 99}]
+    (row,) = sweeps.run_sweep(trained, points, tmp_path / "out")
+    assert row["samples"] == 10 and row["stories"] == "files"  # all there are
+    answers = [line["answer"] for line in read_lines(tmp_path / "out" / "samples.jsonl")]
+    assert answers.count("office") == answers.count("kitchen") == 5
+    # The run was trained on generated ones, so --stories moves nothing of it; of another run it would.
+    assert load(workdir, stories=str(folder)).raw["task"].get("stories") is None
+    raw = json.loads(json.dumps(trained.raw)) | {"task": trained.raw["task"] | {"stories": "/gone"}}
+    (tmp_path / "moved").mkdir()
+    claim(tmp_path / "moved", raw)
+    assert run_config(tmp_path / "moved", stories=str(folder))["task"]["stories"] == str(folder)
+
+
+def test_shipped_sweeps_fit_a_run(trained):
+    for path in sorted((ROOT / "configs" / "sweeps").glob("babilong_*.py")):
+        lengths = [resolve(override(trained.raw, point)).evaluation.lengths for point in sweeps.read_sweep(path)]
+        assert lengths == sorted(lengths) and len(lengths) > 3
+
+
 def test_another_text_is_refused(trained, workdir, tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / split).mkdir()
@@ -285,8 +338,10 @@ def test_passes_of_one_length_and_of_many(trained):
     assert [each.lengths for each in babilong.passes(config)] == [(300,), (400,)]
     config = babilong.point_config(trained, {"evaluation.lengths": (400, 300), "evaluation.facts_within": 250})
     (one,) = babilong.passes(config)
-    assert one.lengths == (300, 400) and [q.end for q in one.document(0).questions] == [300 - 15, 400 - 15] or one.document(0)
+    assert one.lengths == (300, 400)
+    document = one.document(0)
+    asked = len(document.sample.question_ids)
+    assert [question.end for question in document.questions] == [300 - asked, 400 - asked]
     ids = [one.identity(trained, length) for length in one.lengths]
     other = dataclasses.replace(one, config=dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch_size=1)))
     assert [other.identity(trained, length) for length in one.lengths] == ids and len(set(ids)) == 2
-    assert jax.tree.leaves(trained.params)
