@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from armt_jax.data import STREAMS, CorpusConfig, TextSource
+from armt_jax.data import STREAMS, CorpusConfig, DataError, TextSource
 from armt_jax.data.babilong import BabilongBatches, BackgroundConfig
 from armt_jax.data.sources import SOURCES
 from armt_jax.memory.interface import MemoryConfig
@@ -138,7 +138,10 @@ BABILONG_DATA = ("background", "stories", "compat", "segment_length")
 def resolve_task(fields: Mapping[str, Any], section: str = "task") -> BatchSource:
     kind, fields = _named(section, fields, TASK_NAMES)
     if kind is BabilongBatches and "background" in fields:
-        fields["background"] = _build(BackgroundConfig, fields["background"], f"{section}.background")
+        try:
+            fields["background"] = _build(BackgroundConfig, fields["background"], f"{section}.background")
+        except DataError as error:
+            raise DataError(f"config: {section}.background: {error} (--config.{section}.background.path=DIR)") from error
     return _build(kind, fields, section)
 
 

@@ -65,12 +65,11 @@ class Pass:
 
     def identity(self, trained: Trained, length: int) -> str:
         """Names answers: by all that they depend on, so not by how many samples there are, and how they are read."""
-        settings, raw = self.config.evaluation, {k: v for k, v in trained.raw.items() if k not in ("evaluation", "mesh", "train")}
-        raw["task"] = {k: v for k, v in raw["task"].items() if k not in ("background", "stories")}
-        facts = [
-            trained.step, raw, trained.raw["train"], self.samples.fingerprint, self.samples.task, self.samples.split, length,
-            self.samples.facts_within, settings.memory, settings.new_tokens,
-        ]  # fmt: skip
+        settings, model, samples = self.config.evaluation, self.config.model, self.samples
+        weights = [trained.step, trained.raw.get("seed"), trained.raw["train"]]
+        reads = [repr(model.backbone), repr(model.memory), model.recurrence.segment_length, model.dtype, self.config.task.question]
+        asked = [samples.fingerprint, samples.task, samples.split, samples.compat, length, samples.facts_within]
+        facts = [weights, reads, asked, settings.memory, settings.new_tokens]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 

@@ -343,5 +343,9 @@ def test_passes_of_one_length_and_of_many(trained):
     asked = len(document.sample.question_ids)
     assert [question.end for question in document.questions] == [300 - asked, 400 - asked]
     ids = [one.identity(trained, length) for length in one.lengths]
+    for changed in ({"task.question": "apart"}, {"evaluation.new_tokens": 9}, {"evaluation.memory": "off"}, {"task.max_facts": 3}):
+        point = {"evaluation.lengths": (400, 300), "evaluation.facts_within": 250, **changed}
+        (differs,) = babilong.passes(babilong.point_config(trained, point))
+        assert not {differs.identity(trained, length) for length in one.lengths} & set(ids), changed
     other = dataclasses.replace(one, config=dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch_size=1)))
     assert [other.identity(trained, length) for length in one.lengths] == ids and len(set(ids)) == 2

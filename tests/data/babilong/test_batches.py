@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from armt_jax.config import override, resolve
 from armt_jax.data.babilong import BabilongBatches, BackgroundConfig
 from armt_jax.data.errors import DataError
 
@@ -168,3 +169,26 @@ def test_a_background_must_be_one():
         BabilongBatches("/data/books")
     with pytest.raises(ValueError, match="wants a folder of books"):
         BabilongBatches(BackgroundConfig("/nowhere", tokenizer="bytes")).batch(0, 0, 1)
+
+
+def test_a_config_names_what_is_wrong(background):
+    base = {
+        "backbone": {"name": "gpt2", "vocab_size": 257, "num_layers": 1, "width": 16, "num_heads": 2, "max_positions": 64},
+        "task": {"name": "babilong", "segments": [4, 6], "segment_length": 64, "background": dataclasses.asdict(background)},
+        "train": {"stages": [{"steps": 1, "task": {"segments": 5}}]},
+    }
+    config = resolve(base)
+    assert config.task.sizes == (4, 6) and config.tasks[0].sizes == (5,) and config.model.recurrence.segment_length == 64
+    for change, message in (
+        ({"task.background.path": None}, r"task\.background.*path is not set.*--config\.task\.background\.path=DIR"),
+        ({"task.background.colour": 1}, r"unknown key task\.background\.colour"),
+        ({"task.task": "qa99"}, "qa99"),
+        ({"task.task": "qa15"}, "qa15"),  # is not generated
+        ({"task.stories": "/nowhere"}, "/nowhere"),
+        ({"task.segment_length": 8}, r"train\.stages\[0\], 5 segments.*fits a row"),
+        ({"recurrence.segment_length": 32}, "differs from recurrence"),
+        ({"backbone.vocab_size": 256}, "vocabulary of 257"),
+        ({"train.stages": [{"steps": 1, "task": {"stories": "/nowhere"}}]}, "stages share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve(override(base, change))
