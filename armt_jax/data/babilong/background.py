@@ -120,7 +120,7 @@ class Passages:
     def num_sentences(self) -> int:
         return len(self.starts)
 
-    def place(self, sentence):
+    def place(self, sentence: int | np.ndarray) -> np.ndarray:
         """Where sentences begin; numbers from `num_sentences` on are of later rounds."""
         rounds, number = np.divmod(np.asarray(sentence, np.int64), self.num_sentences)
         return rounds * self.tokens + self.starts[number]
