@@ -42,6 +42,11 @@ def write_books(folder: Path) -> None:
         (folder / split / "book.txt").write_text(" ".join(sentences))
 
 
+def resident_mb() -> float:
+    """Of this process, now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def tenths(marks: list[tuple[int, float]], total: int) -> list[float]:
     """Tokens per second of each tenth. marks: (tokens read, time), rising."""
     import numpy as np
@@ -81,20 +86,22 @@ def measure(args) -> dict:
 
     def run(length):
         streams = Streams(reader, lambda index: Sampled(length, index), range(args.rows), segments_at_once=64)
-        marks = [(0, time.perf_counter())]
+        marks, held = [(0, time.perf_counter())], []
         for answer in streams:
             if answer is None:
                 jax.block_until_ready(streams.state)
                 marks.append((streams.tokens_read, time.perf_counter()))
-        return marks
+                held.append(resident_mb())
+        return marks, held
 
     run(16_000 + 128 * 21)  # every size of call
-    marks = run(args.length)
+    marks, held = run(args.length)
     speeds = tenths(marks, marks[-1][0])
     return {
         "memory": args.memory, "schedule": args.schedule, "rows": args.rows, "length": args.length, "tokens": marks[-1][0],
         "seconds": round(marks[-1][1] - marks[0][1], 1), "first_tenth": round(speeds[0]), "last_tenth": round(speeds[-1]),
         "last_to_first": round(speeds[-1] / speeds[0], 3), "tenths": [round(speed) for speed in speeds],
+        "resident_mb": [round(held[i * (len(held) - 1) // 10], 1) for i in range(11)],
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1), "device": jax.devices()[0].device_kind,
     }  # fmt: skip
 
