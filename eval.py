@@ -8,6 +8,9 @@ results.csv, results.jsonl and results.png to RUN/evaluation (or DIR). A stopped
 A run on a text is read in several ways (armt_jax/evaluation/text.py): stateful, from an empty memory, sliding, and with the memory off.
 results.csv and results.jsonl have the figures; by_segment and by_position (csv, png) the curves; samples.txt continuations of the split.
     [--data_path=DIR]  where the text lies now, if it has moved        [--samples=2 --sample_tokens=256 --temperature=0.8]
+
+A run on BABILong answers samples of any length, read as streams (armt_jax/evaluation/babilong.py): table.md, heatmap.png, samples.jsonl.
+    [--stories=DIR]  ask about the published bAbI files there; without it, about stories of the kind that the run was trained on
 """
 
 from pathlib import Path
@@ -19,6 +22,7 @@ _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep() -> list of co
 _OUT = flags.DEFINE_string("out", None, "Where the results go. Default: RUN/evaluation.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or a step.")
 _DATA = flags.DEFINE_string("data_path", None, "Where the run's text lies, if not where it lay in training.")
+_STORIES = flags.DEFINE_string("stories", None, "BABILong: folder of the published bAbI files to ask about.")
 _SAMPLES = flags.DEFINE_integer("samples", 2, "Continuations to write, of a run on a text.", lower_bound=0)
 _SAMPLE_TOKENS = flags.DEFINE_integer("sample_tokens", 256, "Tokens of each.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the continuations; 0 is greedy.", lower_bound=0.0)
@@ -29,6 +33,7 @@ def run(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     from armt_jax.config import resolve
     from armt_jax.data import TextSource
+    from armt_jax.data.babilong import BabilongBatches
     from armt_jax.evaluation import sweep as sweeps
     from armt_jax.evaluation.evaluate import load, run_config
     from armt_jax.parallel.processes import split_cpu
@@ -37,10 +42,23 @@ def run(argv):
     wanted = _CHECKPOINT.value
     if wanted not in ("best", "last") and not wanted.isdigit():
         raise ValueError(f"--checkpoint={wanted} must be best, last, or a step number")
-    split_cpu(resolve(run_config(Path(_WORKDIR.value), _DATA.value)).mesh.cpu_devices)
-    trained = load(_WORKDIR.value, int(wanted) if wanted.isdigit() else wanted, _DATA.value)
+    split_cpu(resolve(run_config(Path(_WORKDIR.value), _DATA.value, _STORIES.value)).mesh.cpu_devices)
+    trained = load(_WORKDIR.value, int(wanted) if wanted.isdigit() else wanted, _DATA.value, _STORIES.value)
+    if _STORIES.value:
+        points = [{"task.stories": _STORIES.value, **point} for point in points]
     out = Path(_OUT.value) if _OUT.value else trained.workdir / "evaluation"
-    (on_text if isinstance(trained.config.task, TextSource) else on_task)(trained, points, out)
+    kinds = {TextSource: on_text, BabilongBatches: on_babilong}
+    next((on for kind, on in kinds.items() if isinstance(trained.config.task, kind)), on_task)(trained, points, out)
+
+
+def on_babilong(trained, points, out):
+    from armt_jax.evaluation import babilong_report
+    from armt_jax.evaluation import sweep as sweeps
+
+    rows = sweeps.run_sweep(trained, points, out)
+    print(f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {rows[0]['trained_to']:,} tokens; exact match in percent")
+    print(babilong_report.table(babilong_report.beside(rows)))
+    print(f"results: {out}/table.md, heatmap.png, results.csv, results.jsonl, samples.jsonl")
 
 
 def on_task(trained, points, out):

@@ -6,7 +6,7 @@ A config file's sections are the dataclasses' fields:
     backbone    name (or preset) + fields of that backbone
     memory      name + fields of that memory system
     recurrence  RecurrenceConfig        dtype
-    task        name + fields of that task; or, for a text,
+    task        name + fields of that task (of "babilong" with task.background, a section of its own); or, for a text,
     data        dataset + fields of CorpusConfig, stream + fields of that stream
     train       TrainConfig, with train.optimizer and train.stages
     evaluation  EvaluationConfig        mesh  MeshConfig
@@ -20,7 +20,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from armt_jax.data import STREAMS, CorpusConfig, TextSource
+from armt_jax.data import STREAMS, CorpusConfig, DataError, TextSource
+from armt_jax.data.babilong import BabilongBatches, BackgroundConfig
 from armt_jax.data.sources import SOURCES
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.memory.presets import MEMORIES
@@ -29,7 +30,7 @@ from armt_jax.nn.backbones import BACKBONES, PRESETS, BackboneConfig
 from armt_jax.nn.positions import RotaryScaling
 from armt_jax.parallel.mesh import MeshConfig
 from armt_jax.settings import EvaluationConfig, OptimizerConfig, Stage, TrainConfig
-from armt_jax.tasks import TASKS, BatchSource, Task
+from armt_jax.tasks import TASKS, BatchSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +129,20 @@ def resolve_memory(fields: Mapping[str, Any]) -> MemoryConfig:
     return _build(*_named("memory", fields, MEMORIES), "memory")
 
 
-def resolve_task(fields: Mapping[str, Any], section: str = "task") -> Task:
-    return _build(*_named(section, fields, TASKS), section)
+# What `task.name` may say: tasks that are generated whole, and one that reads a text besides.
+TASK_NAMES: dict[str, type[BatchSource]] = {**TASKS, BabilongBatches.name: BabilongBatches}
+# Fields of "babilong" that stages share: others would be another experiment, under the wrong fingerprint.
+BABILONG_DATA = ("background", "stories", "compat", "segment_length")
+
+
+def resolve_task(fields: Mapping[str, Any], section: str = "task") -> BatchSource:
+    kind, fields = _named(section, fields, TASK_NAMES)
+    if kind is BabilongBatches and "background" in fields:
+        try:
+            fields["background"] = _build(BackgroundConfig, fields["background"], f"{section}.background")
+        except DataError as error:
+            raise DataError(f"config: {section}.background: {error} (--config.{section}.background.path=DIR)") from error
+    return _build(kind, fields, section)
 
 
 # Fields of a corpus as the section `data` calls them.
@@ -158,11 +171,7 @@ def resolve_data(fields: Mapping[str, Any], segment_length: int | None = None, s
     if "dataset" not in fields:
         raise ValueError(f"config: {section}.dataset is missing{suggestion('', SOURCES)}")
     own = {name: value for name, value in fields.items() if name not in CORPUS_FIELDS}
-    if segment_length is not None and own.setdefault("segment_length", segment_length) != segment_length:
-        raise ValueError(
-            f"config: {section}.segment_length = {own['segment_length']} differs from recurrence.segment_length = {segment_length}: a text "
-            "is cut where the model cuts it; set one of them alone"
-        )
+    _take_segment_length(own, segment_length, section)
     corpus = {name: value for name, value in fields.items() if name in CORPUS_FIELDS}
     for name, value in corpus.items():
         _check_type(f"{section}.{name}", value, CORPUS_FIELDS[name].type)
@@ -170,14 +179,31 @@ def resolve_data(fields: Mapping[str, Any], segment_length: int | None = None, s
     return _build(kind, {"corpus": corpus, **own}, section)
 
 
+def _require_shared(changes: Mapping[str, Any], shared, section: str, kind: str) -> None:
+    if fixed := [name for name in changes if name in shared]:
+        raise ValueError(f"config: {section}.{fixed[0]} = {changes[fixed[0]]!r}: stages share their corpus; set {kind}.{fixed[0]} instead")
+
+
+def _take_segment_length(fields: dict[str, Any], segment_length: int | None, section: str) -> None:
+    """Rows of text are cut where the model cuts them. segment_length: that of recurrence, None where it says nothing."""
+    if segment_length is not None and fields.setdefault("segment_length", segment_length) != segment_length:
+        raise ValueError(
+            f"config: {section}.segment_length = {fields['segment_length']} differs from recurrence.segment_length = {segment_length}: a "
+            "text is cut where the model cuts it; set one of them alone"
+        )
+
+
 def _resolve_source(config: Mapping[str, Any], changes: Mapping[str, Any], section: str) -> BatchSource:
     """The config's task or text with some of its fields changed."""
-    if "task" in config:
-        return resolve_task({**_section("task", config["task"]), **changes}, section)
-    # A stage of its own data would be another experiment, and carry the wrong fingerprint.
-    if fixed := [name for name in changes if name in CORPUS_FIELDS]:
-        raise ValueError(f"config: {section}.{fixed[0]} = {changes[fixed[0]]!r}: stages share their corpus; set data.{fixed[0]} instead")
     recurrence = _section("recurrence", config.get("recurrence", {}))
+    if "task" in config:
+        task = _section("task", config["task"])
+        if task.get("name") == BabilongBatches.name:
+            _require_shared(changes, BABILONG_DATA, section, "task")
+            _take_segment_length(task, recurrence.get("segment_length"), "task")
+        return resolve_task({**task, **changes}, section)
+    # A stage of its own data would be another experiment, and carry the wrong fingerprint.
+    _require_shared(changes, CORPUS_FIELDS, section, "data")
     return resolve_data({**_section("data", config["data"]), **changes}, recurrence.get("segment_length"), section)
 
 
@@ -235,7 +261,8 @@ def resolve(config: Any) -> Config:
         evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
         mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"),
     )  # fmt: skip
-    (_check_text if isinstance(task, TextSource) else _check_task)(resolved)
+    check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
+    check(resolved)
     for i, each in enumerate((task, *tasks)):
         if each.vocab_size > model.backbone.vocab_size:
             kind = "task" if "task" in config else "data"
@@ -252,6 +279,17 @@ def _check_task(config: Config) -> None:
         raise ValueError(f"config: evaluation.batches = None must be int: it reads a whole split, and task {config.task.name!r} has no end")
     if config.evaluation.split != "test":
         raise ValueError(f"config: evaluation.split = {config.evaluation.split!r} is for texts; tasks are evaluated on 'test'")
+
+
+def _check_babilong(config: Config) -> None:
+    """A row of every size is made: missing files, facts that do not fit and tokenizers that do not serve are known before anything runs."""
+    for i, source in enumerate(config.tasks):
+        for size in source.sizes:
+            for split in ("train", "validation"):
+                try:
+                    dataclasses.replace(source, segments=size).batch(config.seed, 0, 1, split)
+                except ValueError as error:
+                    raise type(error)(f"config: train.stages[{i}], {size} segments, split {split!r}: {error}") from error
 
 
 def _check_text(config: Config) -> None:

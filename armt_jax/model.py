@@ -93,7 +93,7 @@ class ModelConfig:
 
 
 class Losses(NamedTuple):
-    """Per segment, as sums and weights. `correct_BxN`: the most likely token is the target."""
+    """Per segment, as sums and weights. `correct_BxN`: the most likely token is the target; False in segments that weigh nothing."""
 
     loss_S: jax.Array
     weight_S: jax.Array
@@ -301,7 +301,12 @@ class MemoryTransformer(nnx.Module):
         weights = weights.astype(jnp.float32) if valid is None else weights * valid
 
         def segment_loss(hidden, targets, weights):
-            nll, correct = self.head.losses(hidden, targets, self.embed)
+            # With the loss on an answer alone, most segments weigh nothing, and a head costs as much as several layers.
+            nll, correct = jax.lax.cond(
+                jnp.any(weights > 0),
+                lambda: self.head.losses(hidden, targets, self.embed),
+                lambda: (jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)),
+            )
             # A padded or unweighted position must not turn a NaN elsewhere into a zero, nor its own into the sum.
             loss = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=(-1, -2))
             return loss, jnp.sum(weights, axis=(-1, -2)), correct

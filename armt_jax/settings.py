@@ -189,6 +189,7 @@ class TrainConfig:
 
 MEMORY = ("on", "off")
 EVALUATION_SPLITS = ("validation", "test")
+STREAM_SCHEDULES = ("auto", "sequential", "diagonal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,18 +198,48 @@ class EvaluationConfig:
     batch_size: rows per batch. batches: batches per point of a sweep; None: the whole split (of a text, no other has an end).
     split: "test" or "validation".
     memory: "off" empties the memory before every segment, which shows what it is worth.
+
+    Of task "babilong", whose samples are read as streams:
+        lengths: tokens of a sample, or several lengths. facts_within: the facts stand in the first so many tokens, and one pass over the
+            longest sample answers at every length; None: they are spread over each length, and each is a pass of its own.
+        samples: of each task and length. batch_size: samples that are read side by side. (`batches` is not used.)
+        schedule: "auto" takes the faster one by a short timing. segments_at_once: read by one call of the model, at most.
+        save_every_s: seconds between saves of where a pass stands. new_tokens: of an answer, at most.
     """
 
     batch_size: int = 64
     batches: int | None = 8
     split: str = "test"
     memory: str = "on"
+    lengths: int | tuple[int, ...] | None = None
+    facts_within: int | None = None
+    samples: int = 100
+    schedule: str = "auto"
+    segments_at_once: int = 64
+    save_every_s: float = 60.0
+    new_tokens: int = 10
 
     def __post_init__(self):
         for name in ("batch_size", "batches"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"evaluation.{name} = {value} must be at least 1")
-        for name, allowed in (("split", EVALUATION_SPLITS), ("memory", MEMORY)):
+        for name, allowed in (("split", EVALUATION_SPLITS), ("memory", MEMORY), ("schedule", STREAM_SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"evaluation.{name} = {getattr(self, name)!r} must be one of {', '.join(allowed)}")
+        for name in ("samples", "segments_at_once", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} = {getattr(self, name)} must be at least 1")
+        if self.save_every_s < 0:
+            raise ValueError(f"evaluation.save_every_s = {self.save_every_s} must be at least 0")
+        lengths = self.lengths if isinstance(self.lengths, tuple) else () if self.lengths is None else (self.lengths,)
+        for length in lengths:
+            if not is_count(length, 1):
+                raise ValueError(f"evaluation.lengths = {self.lengths!r}: {length!r} must be a number of tokens, at least 1")
+        if self.lengths == () or len(set(lengths)) < len(lengths):
+            raise ValueError(f"evaluation.lengths = {self.lengths!r} must name at least one length, and each once")
+        if self.facts_within is not None and not (lengths and 1 <= self.facts_within <= min(lengths)):
+            raise ValueError(
+                f"evaluation.facts_within = {self.facts_within} must lie in 1..{min(lengths, default=0)}, the shortest of "
+                "evaluation.lengths"
+            )

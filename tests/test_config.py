@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import random
 import re
 
 import pytest
@@ -457,6 +458,13 @@ def corpora(tmp_path_factory):
     (folder / "enwik8").write_bytes(b"".join(b"<page>some text, number %d</page>\n" % i for i in range(2000)))
     for part in ("train", "valid", "test"):
         (folder / f"wiki.{part}.tokens").write_text(" \n = A title = \n \n some <unk> words in a line , and more . \n" * 400)
+    # A book in which a small SentencePiece model learns the words of bAbI, so that facts are as short as with a large one.
+    rng, words = random.Random(0), "Mary John Daniel Sandra went moved journeyed travelled back to the office garden kitchen".split()
+    words += "hallway bathroom bedroom Where is was a book of many sentences that go on and on".split()
+    sentences = [" ".join(rng.choices(words, k=14)).capitalize() + "." for _ in range(600)]
+    for number in range(4):
+        (folder / "books").mkdir(exist_ok=True)
+        (folder / "books" / f"{number}.txt").write_text("\n".join(sentences[number::4]) + "\n")
     symbols = byte_symbols()
     GPT2Tokenizer({symbol: i for i, symbol in enumerate(symbols.values())}, []).save(folder)
 
@@ -464,11 +472,19 @@ def corpora(tmp_path_factory):
         bpe = {"data.tokenizer_path": str(folder)} if data["tokenizer"] == "gpt2" else {}
         return {"data.path": str(folder), "data.cache_dir": str(folder / "cache"), **bpe}
 
+    def babilong(background):
+        made = {"tokenizer_path": str(folder)} if background["tokenizer"] == "gpt2" else {"vocab_size": 330}
+        made |= {"path": str(folder / "books"), "cache_dir": str(folder / "cache")}
+        return {f"task.background.{name}": value for name, value in made.items()}
+
+    fields.babilong = babilong
     return fields
 
 
 def shipped(module, variant, corpora):
     config = plain(module.get_config() if variant is None else module.get_config(variant))
+    if config.get("task", {}).get("name") == "babilong":
+        return override(config, corpora.babilong(config["task"]["background"]))
     return override(config, corpora(config["data"])) if "data" in config else config
 
 

@@ -261,6 +261,29 @@ def test_losses_are_sums_of_weighted_cross_entropy_by_segment(model, align, ends
     assert out.loss_S.dtype == out.weight_S.dtype == jnp.float32
 
 
+def test_segments_that_weigh_nothing_cost_no_head_and_change_no_gradient(model):
+    """The loss is on the second segment of three; the head's product is under a condition that the others do not meet."""
+    weights = jnp.asarray(WEIGHTS * ((np.arange(N) >= 4) & (np.arange(N) < 8)))
+    graphdef, params = nnx.split(model)
+
+    def sparse(params, weights):
+        return nnx.merge(graphdef, params).losses(TOKENS, TARGETS, weights).loss_S.sum()
+
+    def dense(params, weights):
+        logits, _ = nnx.merge(graphdef, params)(TOKENS)
+        nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, TARGETS[..., None], -1)[..., 0]
+        return jnp.sum(nll * weights)
+
+    (one, gradient), (other, wanted) = (jax.jit(jax.value_and_grad(f))(params, weights) for f in (sparse, dense))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    out = model.losses(TOKENS, TARGETS, weights)
+    assert out.loss_S[0] == out.loss_S[2] == 0 and out.loss_S[1] > 0
+    nothing = jax.jit(jax.value_and_grad(sparse))(params, jnp.zeros_like(weights))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
+
+
 def test_correct_marks_the_likeliest_token(model):
     best = np.asarray(model(TOKENS)[0]).argmax(-1)
     assert np.all(model.losses(TOKENS, best, WEIGHTS).correct_BxN)

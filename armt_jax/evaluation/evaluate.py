@@ -9,6 +9,7 @@ import numpy as np
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import Config, override, plain, resolve
+from armt_jax.data.babilong import BabilongBatches
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.recurrence.segments import num_segments
@@ -35,28 +36,35 @@ class Trained:
         return max(task.size for task in self.config.tasks)
 
 
-def run_config(workdir: Path, data_path: str | None = None) -> dict[str, Any]:
-    """The plain config a run was trained with. data_path: where its text lies now; None: where it lay.
+def run_config(workdir: Path, data_path: str | None = None, stories: str | None = None) -> dict[str, Any]:
+    """The plain config a run was trained with. data_path: where its text lies now; None: where it lay. stories: the same of the bAbI files
+    of a run that was trained on them.
 
     Raises:
         WorkdirError: not a run's folder. ValueError: a path for a run without a text.
     """
     raw = plain(read_config(workdir))
-    if data_path is None:
-        return raw
-    if "data" not in raw:
-        raise ValueError(f"--data_path={data_path}: the run in {workdir} has no text, its task is {raw['task']['name']!r}")
-    return override(raw, {"data.path": data_path})
+    is_babilong = raw.get("task", {}).get("name") == BabilongBatches.name
+    if data_path is not None:
+        if "data" not in raw and not is_babilong:
+            raise ValueError(f"--data_path={data_path}: the run in {workdir} has no text, its task is {raw['task']['name']!r}")
+        raw = override(raw, {"task.background.path" if is_babilong else "data.path": data_path})
+    if stories is not None:
+        if not is_babilong:
+            raise ValueError(f"--stories={stories}: the run in {workdir} is not of task {BabilongBatches.name!r}")
+        if raw["task"].get("stories") is not None:
+            raw = override(raw, {"task.stories": stories})
+    return raw
 
 
-def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | None = None) -> Trained:
-    """Restores a run's best (or "last", or a numbered) checkpoint. data_path: as in `run_config`.
+def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | None = None, stories: str | None = None) -> Trained:
+    """Restores a run's best (or "last", or a numbered) checkpoint. data_path, stories: as in `run_config`.
 
     Raises:
         WorkdirError: not a run's folder. CheckpointError: no usable checkpoint in it.
     """
     workdir = Path(workdir).absolute()
-    raw = run_config(workdir, data_path)
+    raw = run_config(workdir, data_path, stories)
     config = resolve(raw)
     mesh = make_mesh(config.mesh)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

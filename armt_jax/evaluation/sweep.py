@@ -9,7 +9,8 @@ from typing import Any
 
 from armt_jax.config import override, resolve
 from armt_jax.data import TextSource
-from armt_jax.evaluation import report, text
+from armt_jax.data.babilong import BabilongBatches
+from armt_jax.evaluation import babilong, report, text
 from armt_jax.evaluation.evaluate import Trained, evaluate
 from armt_jax.telemetry.progress import Progress
 
@@ -54,6 +55,8 @@ def run_sweep(trained: Trained, points: Sequence[Mapping[str, Any]], directory: 
     label = label or memory_name(trained)
     if isinstance(trained.config.task, TextSource):
         return text.run(trained, points, directory, identity, label)
+    if isinstance(trained.config.task, BabilongBatches):
+        return babilong.run(trained, points, directory, label)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "results.jsonl"
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.

@@ -30,7 +30,7 @@ class Batch:
     weights_BxN   float32. Loss weight of the prediction made at this position.
     answers_BxN   int32. 0: this position is not part of an answer. g >= 1: it predicts a part of answer g of its row.
                   An answer is an exact match when every position of its group is predicted right.
-    valid_BxN     bool, or None when nothing is padded. Padding is at the right end of a row.
+    valid_BxN     bool, or None when nothing is padded. Padding is at the right end of a row, or of a segment.
     reset_BxS     bool, or None when no memory is emptied on the way. The row's memory is emptied before segment s.
     """
 

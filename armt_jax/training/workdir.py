@@ -12,6 +12,7 @@ from typing import Any
 # (Data may move: a checkpoint knows its fingerprint.)
 FREE = (
     "train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh", "data.path", "data.tokenizer_path", "data.cache_dir",
+    "task.background.path", "task.background.tokenizer_path", "task.background.cache_dir", "task.stories",
 )  # fmt: skip
 
 

@@ -101,7 +101,8 @@ def test_another_config_is_refused_naming_keys_and_both_values(tmp_path, now, sa
 
 
 def test_what_changes_no_result_may_change(tmp_path):
-    moved = {"data.path", "data.tokenizer_path", "data.cache_dir"}
+    moved = {"data.path", "data.tokenizer_path", "data.cache_dir", "task.stories"}
+    moved |= {f"task.background.{name}" for name in ("path", "tokenizer_path", "cache_dir")}
     assert set(FREE) == {"train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh"} | moved
     now = with_(train={"log_every": 1, "keep_last": 9, "tensorboard": False}, evaluation={"batches": 5}, mesh={"data": 2, "fsdp": 4})
     claim(tmp_path, CONFIG)

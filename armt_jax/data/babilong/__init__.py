@@ -8,6 +8,7 @@ score("qa1", sample.story.question, sample.story.answer, output)
 """
 
 from armt_jax.data.babilong.background import Background, BackgroundConfig
+from armt_jax.data.babilong.batches import BabilongBatches
 from armt_jax.data.babilong.mixing import Sample
 from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.scoring import Scores, score
@@ -15,6 +16,7 @@ from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySo
 from armt_jax.data.babilong.tokens import Codec
 
 __all__ = [
+    "BabilongBatches",
     "BabilongSamples",
     "Background",
     "BackgroundConfig",

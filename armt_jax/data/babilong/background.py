@@ -42,7 +42,7 @@ class BackgroundConfig:
         name: "books" (any folder of *.txt, or one file), "pg19", "wikitext2" or "wikitext103".
         tokenizer: "gpt2", "sentencepiece", "bytes" or "characters".
         tokenizer_path: its files. None: "sentencepiece" and "characters" are made from the sentences of the training split.
-        vocab_size: of a "sentencepiece" model that is made.
+        vocab_size: of a "sentencepiece" model that is made; not used where tokenizer_path gives one.
         min_tokens: shorter sentences are left out.
         cache_dir: where downloads and ids are kept.
     """
@@ -64,7 +64,8 @@ class BackgroundConfig:
                 "use 'gpt2', 'sentencepiece', 'bytes' or 'characters'"
             )
         # The rules about tokenizers are those of a corpus.
-        CorpusConfig("text", self.path, self.tokenizer, self.tokenizer_path, self.vocab_size, cache_dir=self.cache_dir)
+        vocab_size = self.vocab_size if self.tokenizer_path is None else None
+        CorpusConfig("text", self.path, self.tokenizer, self.tokenizer_path, vocab_size, cache_dir=self.cache_dir)
 
     def open(self, compat: str = "default") -> "Background":
         """The tokenised text. The first call of all prepares it, which takes minutes for a large one; later ones find it in `cache_dir`.

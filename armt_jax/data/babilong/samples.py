@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from armt_jax.data.babi.story import Story
 from armt_jax.data.babilong.background import BackgroundConfig
 from armt_jax.data.babilong.mixing import Sample, lay_out, room_for_background
 from armt_jax.data.babilong.stories import StorySource, task_number
@@ -62,9 +63,12 @@ class BabilongSamples:
     def sample(self, index: int) -> Sample:
         """Raises DataError for facts longer than the length, and where the split has no such sample."""
         require_int("index", index, 0, _WORD - 1)
+        return self.of_story(index, self.stories.story(self.task, self.split, index, self.seed, self.compat))
+
+    def of_story(self, index: int, story: Story) -> Sample:
+        """Sample `index`, where its story is known already. Raises DataError for facts longer than the length."""
         background = self.background.open(self.compat)
         codec = background.codec
-        story = self.stories.story(self.task, self.split, index, self.seed, self.compat)
         facts_ids = tuple(map(codec.fact, story.facts))
         question_ids = codec.question(self.task, story.question)
         counts = self.compat == "default"

@@ -47,24 +47,24 @@ class Codec:
         own = tokenizer.end_id
         self.end_id = tokenizer.vocab_size if own is None else own
         self.vocab_size = tokenizer.vocab_size + (own is None)
-        # Facts are made of few different sentences.
+        # Facts and questions are made of few different sentences.
         self.fact = functools.lru_cache(maxsize=1 << 16)(self._fact)
+        self.question = functools.lru_cache(maxsize=1 << 14)(self._question)
+        self.answer = functools.lru_cache(maxsize=1 << 16)(self._answer)
 
     def _fact(self, text: str) -> np.ndarray:
         """int32 ids of a fact, read-only."""
-        ids = self._expressed("fact", text, self.tokenizer.encode(self.before + text))
-        ids.flags.writeable = False
-        return ids
+        return _read_only(self._expressed("fact", text, self.tokenizer.encode(self.before + text)))
 
-    def question(self, task: str, text: str) -> np.ndarray:
-        """int32 ids of everything between the context and the answer."""
+    def _question(self, task: str, text: str) -> np.ndarray:
+        """int32 ids of everything between the context and the answer, read-only."""
         if self.compat == "default":
-            return self._expressed("question", text, self.tokenizer.encode(self.before + text))
+            return _read_only(self._expressed("question", text, self.tokenizer.encode(self.before + text)))
         asked = self.tokenizer.encode(text + ("" if task in _NO_SPACE_BEHIND else " "))
-        return np.concatenate([self._expressed("question", text, asked), self.tokenizer.encode("GEN")[:1]])
+        return _read_only(np.concatenate([self._expressed("question", text, asked), self.tokenizer.encode("GEN")[:1]]))
 
-    def answer(self, question: str, text: str) -> np.ndarray:
-        """int32 ids of the answer, the end token included.
+    def _answer(self, question: str, text: str) -> np.ndarray:
+        """int32 ids of the answer, the end token included; read-only.
 
         Raises:
             DataError: the ids of the answer behind the question are others than those of the answer alone, or cannot express it.
@@ -79,7 +79,7 @@ class Codec:
                     "would be asked for the other: use a tokenizer that cuts text at spaces (GPT-2's, or SentencePiece with "
                     "split_by_whitespace)"
                 )
-        return np.append(ids, np.int32(self.end_id))
+        return _read_only(np.append(ids, np.int32(self.end_id)))
 
     def decode_answer(self, ids: Iterable[int]) -> str:
         """The text that generated ids say, up to the end token, without white space around it. U+FFFD stands at the end for ids that a
@@ -97,6 +97,11 @@ class Codec:
                 f"{ids.tolist()}): use one whose vocabulary holds it"
             )
         return ids
+
+
+def _read_only(ids: np.ndarray) -> np.ndarray:
+    ids.flags.writeable = False
+    return ids
 
 
 def _separator(tokenizer: Tokenizer) -> str:

@@ -1,0 +1,210 @@
+"""BABILong as a task: rows of context, question and answer, with the loss on the answer.
+
+    context ... context  Where is Mary?  office <end>        question="running": as published; a segment ends wherever it ends
+    context ... <pad>  |  Where is Mary?  office <end>       question="apart": the question opens a segment of its own
+
+Stories of "validation" never occur in training (stories.py), and its passages are of other text (books.py). Exact match is teacher forced:
+an answer counts when the likeliest token is the right one at each of its places, the end token included. That is when greedy decoding
+writes it.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from armt_jax.data.babi.solvers import solve
+from armt_jax.data.babi.story import Story, require_task
+from armt_jax.data.babilong.background import Background, BackgroundConfig
+from armt_jax.data.babilong.samples import BabilongSamples
+from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
+from armt_jax.data.babilong.tokens import Codec, require_compat
+from armt_jax.data.errors import DataError
+from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
+
+QUESTIONS = ("running", "apart")
+# Stories that are tried for a row; of every published task some fit two segments of 64 tokens.
+_ATTEMPTS = 200
+_WORD = 2**32
+
+
+@dataclasses.dataclass(frozen=True)
+class BabilongBatches(BatchSource):
+    """Rows of one bAbI task in text, each a function of (seed, split, step, row).
+
+    The rows of a step have the same number of segments, drawn from `segments`. Their lengths are drawn among those that fill so many (or
+    fixed by `margin`), so questions come at every place of a segment. A story too long for its row gives way to another one: short rows
+    have few facts. Behind its end a row is padded.
+
+    Attributes:
+        background: which text, and how it is tokenised. task: "qa1" to "qa20".
+        stories: folder of the published files; None: stories are generated (qa1 to qa10). max_facts: stories with more are left out.
+        segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
+        question: "running" or "apart", see above.
+        questions: asked about each row, one behind the answer of the other. More than one, for more signal, of qa1 alone: about people of
+            the same story.
+        margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
+            ends 20 tokens before it.)
+        text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
+        compat: "default" or "published", see mixing.py.
+    """
+
+    name: ClassVar[str] = "babilong"
+    size_name: ClassVar[str] = "segments"
+
+    background: BackgroundConfig
+    task: str = "qa1"
+    stories: str | None = None
+    max_facts: int | None = None
+    segments: int | tuple[int, ...] = 2
+    segment_length: int = 64
+    question: str = "running"
+    questions: int = 1
+    margin: int | None = None
+    text_weight: float = 0.0
+    compat: str = "default"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.background, BackgroundConfig):
+            raise DataError(f"background={self.background!r} must be a BackgroundConfig, like BackgroundConfig('/data/books')")
+        require_task(self.task)
+        require_compat(self.compat)
+        require_int("segment_length", self.segment_length, 8)
+        require_sizes("segments", self.segments, 1 if self.question == "running" else 2)
+        require_int("questions", self.questions, 1)
+        if self.question not in QUESTIONS:
+            raise DataError(f"question={self.question!r} is unknown: use {' or '.join(map(repr, QUESTIONS))}")
+        if self.questions > 1 and self.task != "qa1":
+            raise DataError(f"questions={self.questions} is for task='qa1', whose further questions can be made up, not for {self.task!r}")
+        if self.margin is not None:
+            require_int("margin", self.margin, 0, self.segment_length - 1)
+        if not 0 <= self.text_weight <= 1:
+            raise DataError(f"text_weight={self.text_weight} must lie in [0, 1]; an answer's tokens weigh 1")
+
+    # -- what the text and the stories say -------------------------------------------------------------------------------
+
+    @property
+    def story_source(self) -> StorySource:
+        return GeneratedStories(self.max_facts) if self.stories is None else StoryFiles(self.stories, self.max_facts)
+
+    def opened(self) -> Background:
+        return self.background.open(self.compat)
+
+    @property
+    def codec(self) -> Codec:
+        return self.opened().codec
+
+    @property
+    def vocab_size(self) -> int:
+        return self.codec.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.opened().fingerprint}/{self.story_source.fingerprint(self.task, 'train')}"
+
+    def samples(self, split: str, length: int, seed: int = 0, facts_within: int | None = None) -> BabilongSamples:
+        """The samples of any length of the same task, text and stories."""
+        return BabilongSamples(self.task, split, length, self.background, self.story_source, seed, self.compat, facts_within)
+
+    # -- sizes -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_answers(self) -> int:
+        return self.questions
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return as_sizes(self.segments)
+
+    def row_length(self, size: int) -> int:
+        return size * self.segment_length
+
+    def num_steps(self, batch_size: int, split: str) -> int | None:
+        """Of files, steps that read the split once; stories that are left of the last step come first in it."""
+        count = self.story_source.count(self.task, split, self.compat)
+        return None if count is None or split == "train" else max(1, count // batch_size)
+
+    # -- rows ------------------------------------------------------------------------------------------------------------
+
+    def batch(self, seed: int, step: int, batch_size: int, split: str = "train", rows: slice | None = None) -> Batch:
+        require_batch(seed, step, batch_size, split, rows)
+        draw = self._random(seed, split, step, batch_size)
+        size = self.sizes[int(draw.integers(len(self.sizes)))] if len(self.sizes) > 1 else self.sizes[0]
+        numbers = range(batch_size)[slice(None) if rows is None else rows]
+        made = [self._row(seed, split, step, step * batch_size + number, size) for number in numbers]
+        return Batch(*(np.stack(leaves) for leaves in zip(*made, strict=True)))
+
+    def _random(self, *key: int | str) -> np.random.Generator:
+        words = [SPLIT_IDS[word] if isinstance(word, str) else word for word in key]
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+
+    def _row(self, seed: int, split: str, step: int, number: int, size: int) -> tuple[np.ndarray, ...]:
+        """(tokens, targets, weights, answers, valid) of one row."""
+        rng = self._random(seed, split, step, number % _WORD, 1)
+        index, story, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
+        context_length = self._context_length(rng, size, len(tail_ids), shortest)
+        asked = int(np.argmax(groups > 0)) if self.compat == "default" else 0
+        context = self.samples(split, context_length + asked, seed).of_story(index, story).context()
+        T, N = self.segment_length, self.row_length(size)
+        begin = context_length if self.question == "running" else -(-context_length // T) * T
+        # One id more than the row reads: the last one is only predicted.
+        ids, group, real = np.zeros(N + 1, np.int32), np.zeros(N + 1, np.int32), np.zeros(N + 1, bool)
+        ids[:context_length], real[:context_length] = context, True
+        behind = slice(begin, begin + len(tail_ids))
+        ids[behind], group[behind], real[behind] = tail_ids, groups, True
+        weight = np.where(group > 0, np.float32(1), np.float32(self.text_weight)) * real
+        weight[0] = 0
+        if begin > context_length:
+            weight[begin] = 0  # behind padding: nothing real stands before it
+        end = begin + len(tail_ids)
+        valid = real[:-1] & (np.arange(N) < end - 1)  # the last id is predicted, not read
+        return ids[:-1] * valid, ids[1:], weight[1:].astype(np.float32), group[1:], valid
+
+    def _fitting_story(self, rng, seed: int, split: str, number: int, size: int):
+        """(index, story, ids of questions and answers, their groups, fewest tokens of context): the row's own story, or the first drawn
+        that fits."""
+        source, index, count = self.story_source, number % _WORD, self.story_source.count(self.task, split, self.compat)
+        if split != "train" and count is not None:
+            index %= count
+        for _ in range(_ATTEMPTS):
+            story = source.story(self.task, split, index, seed, self.compat)
+            tail_ids, groups = self._tail(rng, story)
+            shortest = sum(len(self.codec.fact(fact)) for fact in story.facts)
+            if shortest <= self._longest_context(size, len(tail_ids)):
+                return index, story, tail_ids, groups, shortest
+            index = int(rng.integers(_WORD if count is None else count))
+        raise DataError(
+            f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {self.segment_length} tokens (the last one has "
+            f"{len(story.facts)} facts of {shortest} tokens): make the row longer, or lower max_facts"
+        )
+
+    def _longest_context(self, size: int, tail: int) -> int:
+        """In tokens; below 0 where not even questions and answers fit."""
+        T = self.segment_length
+        if self.question == "apart":
+            return (size - 1) * T if tail - 1 <= T else -1
+        return size * T - (tail - 1) if self.margin is None else size * T - self.margin - (tail - 1)
+
+    def _context_length(self, rng, size: int, tail: int, shortest: int) -> int:
+        longest = self._longest_context(size, tail)
+        if self.margin is not None:
+            return longest
+        return int(rng.integers(max(longest - self.segment_length + 1, shortest, 0), longest + 1))
+
+    def _tail(self, rng, story: Story) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, groups): 0 at questions, 1, 2, ... at the answers."""
+        ids, groups = [], []
+        for number, each in enumerate(_questions(rng, story, self.questions), start=1):
+            asked, said = self.codec.question(self.task, each.question), self.codec.answer(each.question, each.answer)
+            ids += [asked, said]
+            groups += [np.zeros(len(asked), np.int32), np.full(len(said), number, np.int32)]
+        return np.concatenate(ids), np.concatenate(groups)
+
+
+def _questions(rng: np.random.Generator, story: Story, count: int) -> list[Story]:
+    """The story, then others of the same facts that ask about people drawn from them."""
+    if count == 1:
+        return [story]
+    people = sorted({fact.split()[0] for fact in story.facts})
+    others = [dataclasses.replace(story, question=f"Where is {people[i]}?", answer="") for i in rng.integers(len(people), size=count - 1)]
+    return [story, *(dataclasses.replace(other, answer=solve(other)) for other in others)]

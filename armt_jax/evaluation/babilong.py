@@ -1,0 +1,208 @@
+"""Evaluation on BABILong: tasks x lengths, every sample a stream, every answer a line on disk at once.
+
+Samples do not depend on the run: runs, seeds and memory systems answer the same questions. What is done is not done again, and a pass that
+was killed goes on from the last place it saved (`evaluation.save_every_s`).
+
+    DIR/samples.jsonl     a line an answer: task, length, index, story, output, three scores, tokens/s
+    DIR/results.jsonl     a line for each task and length; also results.csv
+    DIR/stream-*.state    where an unfinished pass stands
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from armt_jax.config import Config, override, resolve
+from armt_jax.data import check_fingerprint
+from armt_jax.data.babilong import BabilongBatches, BabilongSamples, Sample, score
+from armt_jax.evaluation import babilong_report, report
+from armt_jax.evaluation.evaluate import Trained
+from armt_jax.evaluation.streaming import Question, Reader, Streams, choose_schedule
+from armt_jax.telemetry import jsonl
+from armt_jax.telemetry.progress import Progress
+from armt_jax.training.carried import abstract_memory
+
+SCORES = ("strict", "official", "repaired")
+# Of the passages and gaps of every evaluation.
+SAMPLES_SEED = 0
+_SHOW_EVERY_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A sample as a document. length: of the sample at each question."""
+
+    sample: Sample
+    questions: tuple[Question, ...]
+
+    def read(self, start: int, stop: int):
+        return self.sample.read(start, stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """The samples of one task, read once: asked about at several lengths, or at one."""
+
+    config: Config
+    samples: BabilongSamples
+    lengths: tuple[int, ...]
+
+    def document(self, index: int) -> Asked:
+        sample = self.samples.sample(index)
+        return Asked(sample, tuple(Question(sample.context_end(length), sample.question_ids) for length in self.lengths))
+
+    @property
+    def indices(self) -> range:
+        wanted, there = self.config.evaluation.samples, self.samples.count
+        return range(wanted if there is None else min(wanted, there))
+
+    def identity(self, trained: Trained, length: int) -> str:
+        """Names answers: by all that they depend on, so not by how many samples there are, and how they are read."""
+        settings, model, samples = self.config.evaluation, self.config.model, self.samples
+        weights = [trained.step, trained.raw.get("seed"), trained.raw["train"]]
+        reads = [repr(model.backbone), repr(model.memory), model.recurrence.segment_length, model.dtype, self.config.task.question]
+        asked = [samples.fingerprint, samples.task, samples.split, samples.compat, length, samples.facts_within]
+        facts = [weights, reads, asked, settings.memory, settings.new_tokens]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+
+def passes(config: Config) -> list[Pass]:
+    """One for each length; with `facts_within` one for all.
+
+    Raises:
+        ValueError: lengths that their facts do not fit.
+    """
+    source, settings = config.task, config.evaluation
+    longest = source.row_length(source.size) - 1
+    lengths = (settings.lengths or longest,) if not isinstance(settings.lengths, tuple) else tuple(sorted(settings.lengths))
+    within = settings.facts_within
+    groups = [lengths] if within is not None else [(length,) for length in lengths]
+    made = [Pass(config, source.samples(settings.split, max(group), SAMPLES_SEED, within), group) for group in groups]
+    for each in made:  # every sample fits, or nothing is run
+        for index in each.indices:
+            each.document(index)
+    return made
+
+
+def run(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str) -> list[dict[str, Any]]:
+    """Every point's passes, as far as they are not done; then tables and plots of all; returns a row for each task and length."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
+    planned = []
+    for point in points:
+        config = point_config(trained, point)
+        planned += [(each, point) for each in passes(config)]
+    rows: dict[str, dict[str, Any]] = {}
+    path = directory / "results.jsonl"
+    known = {row["id"]: row for row in report.read_results(path)} if path.exists() else {}
+    for each, point in planned:
+        for row in run_pass(trained, each, directory):
+            # Where all was answered before, how it was read is in the earlier row.
+            rows[row["id"]] = known.get(row["id"], {}) | {"label": label, **row, "overrides": json.dumps(dict(point), default=list)}
+            report.append_result(rows[row["id"]], path)
+    found = sorted(rows.values(), key=lambda row: (row["task"], row["length"], row["facts_within"] or 0))
+    babilong_report.write(found, directory)
+    return found
+
+
+def point_config(trained: Trained, point: Mapping[str, Any]) -> Config:
+    config = resolve(override(trained.raw, point))
+    if not isinstance(config.task, BabilongBatches):
+        raise ValueError(f"config: override {dict(point)} makes another task of a run on {BabilongBatches.name!r}")
+    now, then = config.task.opened().fingerprint, trained.config.task.opened().fingerprint
+    check_fingerprint(now, then, f"the text of the point {dict(point)}")
+    return config
+
+
+def run_pass(trained: Trained, work: Pass, directory: Path) -> list[dict[str, Any]]:
+    """The row of each length, after reading what is not answered yet."""
+    ids = [work.identity(trained, length) for length in work.lengths]
+    path = directory / "samples.jsonl"
+    done = {(line["id"], line["index"]): line for line in jsonl.read_lines(path)} if path.exists() else {}
+    todo = [index for index in work.indices if any((name, index) not in done for name in ids)]
+    how = {}
+    if todo:
+        how = _read(trained, work, ids, todo, done, directory)
+    return [_row(trained, work, length, [done[name, i] for i in work.indices], name, how) for length, name in zip(work.lengths, ids)]
+
+
+def _read(trained: Trained, work: Pass, ids, todo: list[int], done: dict, directory: Path) -> dict[str, Any]:
+    """Answers what is to do, into samples.jsonl and `done`; returns how it was read."""
+    config, settings, codec = work.config, work.config.evaluation, work.config.task.codec
+    remembers = settings.memory == "on" and bool(jax.tree.leaves(abstract_memory(config.model, 1)))
+    reader = _reader(trained, config, min(settings.batch_size, len(todo)))
+    streams = Streams(reader, work.document, todo, segments_at_once=settings.segments_at_once, memory=remembers)
+    saved = directory / f"stream-{ids[-1]}.state"
+    how: dict[str, Any] = {"rows": reader.rows}
+    if not streams.resume(saved, ids[-1]) and remembers:
+        ahead = max(work.lengths) // reader.segment_length
+        how["timed"] = choose_schedule(reader, config.model, settings.schedule, streams.calls[-1], ahead)
+    how["schedule"] = reader.schedule
+    total = len(work.indices) * max(work.lengths)
+    before = total - sum(max(work.lengths) - row_start(streams, index, reader.segment_length) for index in todo)
+    name = f"{work.samples.task}, {report.format_size(max(work.lengths))}: token"
+    progress, start = Progress(total, name, initial=before), time.monotonic()
+    shown = stored = start
+    for answer in streams:
+        now = time.monotonic()
+        if answer is not None:
+            length, key = work.lengths[answer.number], (ids[answer.number], answer.key)
+            if key not in done:  # one that was asked again after a kill has a line already
+                done[key] = _line(work, length, answer, codec, reader, key[0])
+                jsonl.append_line(done[key], directory / "samples.jsonl")
+        elif settings.save_every_s and now - stored >= settings.save_every_s:
+            streams.save(saved, ids[-1])
+            stored = time.monotonic()
+        if now - shown >= _SHOW_EVERY_S:
+            progress.update(min(before + streams.tokens_read, total), tokens_per_s=streams.tokens_read / (now - start))
+            shown = now
+    seconds = time.monotonic() - start
+    progress.update(total, tokens_per_s=streams.tokens_read / seconds)
+    progress.close()
+    saved.unlink(missing_ok=True)
+    return how | {"tokens_per_s": streams.tokens_read / seconds, "seconds": seconds}
+
+
+def row_start(streams: Streams, index: int, segment_length: int) -> int:
+    """Tokens of a document that need not be read again."""
+    return next((row.position * segment_length for row in streams.rows if row is not None and row.key == index), 0)
+
+
+def _reader(trained: Trained, config: Config, rows: int) -> Reader:
+    task, settings = config.task, config.evaluation
+    return Reader(
+        config.model, trained.params, trained.mesh, rows=rows, schedule="sequential", new_tokens=settings.new_tokens,
+        end_id=task.codec.end_id, question=task.question,
+    )  # fmt: skip
+
+
+def _line(work: Pass, length: int, answer, codec, reader: Reader, name: str) -> dict[str, Any]:
+    story, task = work.samples.sample(answer.key).story, work.samples.task
+    output = codec.decode_answer(answer.ids)
+    return {
+        "task": task, "length": length, "index": answer.key, "question": story.question, "answer": story.answer, "output": output,
+        **dataclasses.asdict(score(task, story.question, story.answer, output)), "facts": len(story.facts),
+        "facts_within": work.samples.facts_within, "schedule": reader.schedule, "tokens_per_s": round(answer.tokens_per_s, 1), "id": name,
+    }  # fmt: skip
+
+
+def _row(trained: Trained, work: Pass, length: int, lines: list[dict], name: str, how: dict[str, Any]) -> dict[str, Any]:
+    settings, task = work.config.evaluation, work.config.task
+    mean = functools.partial(_mean, lines)
+    return {
+        "task": task.task, "length": length, "facts_within": work.samples.facts_within, "exact_match": mean("strict"),
+        "official": mean("official"), "repaired": mean("repaired"), "samples": len(lines), "memory": settings.memory,
+        "split": settings.split, "stories": "generated" if task.stories is None else "files", "seed": trained.config.seed,
+        "step": trained.step, "trained_to": trained.trained_to * task.segment_length, **how, "id": name,
+    }  # fmt: skip
+
+
+def _mean(lines: Sequence[Mapping[str, Any]], score_name: str) -> float:
+    return sum(line[score_name] for line in lines) / len(lines)

@@ -1,0 +1,351 @@
+"""A run on BABILong, from training to tables: what is answered, written down, gone on with after a kill."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from armt_jax.checkpoint import Checkpoints
+from armt_jax.config import override, resolve
+from armt_jax.data import DataError
+from armt_jax.data.babilong import score
+from armt_jax.evaluation import babilong, babilong_report
+from armt_jax.evaluation import sweep as sweeps
+from armt_jax.evaluation.evaluate import load, run_config
+from armt_jax.evaluation.streaming import Question, Streams
+from armt_jax.generation import generate
+from armt_jax.parallel.mesh import make_mesh
+from armt_jax.telemetry.jsonl import read_lines
+from armt_jax.training import step as steps
+from armt_jax.training.loop import train
+from armt_jax.training.optimizer import make_optimizer
+from armt_jax.training.step import TrainState
+from armt_jax.training.workdir import claim
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = {
+    "seed": 3,
+    "backbone": {
+        "name": "gpt2", "vocab_size": 260, "num_layers": 1, "width": 16, "num_heads": 2, "max_positions": 40, "kernel_std": None,
+        "embedding_std": 1.0, "tie_embeddings": False,
+    },
+    "memory": {"name": "armt", "num_memory_tokens": 2, "d_mem": 8, "key_norm": "l2", "value_std": None},
+    "recurrence": {"segment_length": 32},
+    "task": {"name": "babilong", "max_facts": 4, "background": {"tokenizer": "bytes"}},
+    "train": {
+        "batch_size": 4, "log_every": 2, "validate_every": 2, "validation_batches": 1, "checkpoint_every": 2, "tensorboard": False,
+        "stages": [{"steps": 2, "task": {"segments": [5, 6]}}, {"steps": 2, "task": {"segments": 7, "question": "apart"}}],
+    },
+    "evaluation": {"batch_size": 4, "samples": 6, "lengths": 300, "new_tokens": 4, "segments_at_once": 4},
+    "mesh": {"data": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("books"), random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 5))) for _ in range(30)]
+    for split in ("train", "validation", "test"):
+        (folder / split).mkdir()
+        sentences = [" ".join(rng.choices(words, k=6)).capitalize() + "." for _ in range(40)]
+        (folder / split / "book.txt").write_text(" ".join(sentences))
+    return override(CONFIG, {"task.background.path": str(folder), "task.background.cache_dir": str(folder / "cache")})
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    """A run whose checkpoint holds initial weights: their answers are as good as any to tell readings apart."""
+    made = tmp_path_factory.mktemp("run")
+    raw = json.loads(json.dumps(config))
+    raw["train"]["stages"] = [{"steps": 2, "task": {"segments": 6}}]
+    claim(made, raw)
+    resolved = resolve(raw)
+    mesh = make_mesh(resolved.mesh)
+    params = steps.create_params(resolved.model, 3, mesh)
+    state = TrainState(params, steps.create_opt_state(make_optimizer(resolved.train.optimizer, 2), params, mesh))
+    standing = {"step": 2, "stage": 0, "stage_step": 2, "best": 0.0, "best_step": 2, "waited": 0, "finished": True}
+    with Checkpoints(made / "checkpoints") as checkpoints:
+        checkpoints.save(2, state, {"standing": standing, "seed": 3, "window": [], "data": resolved.task.fingerprint}, rank=0.0, wait=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    return load(workdir)
+
+
+def said(directory):
+    return {(line["task"], line["length"], line["index"]): line["output"] for line in read_lines(directory / "samples.jsonl")}
+
+
+def test_training_runs_through_stages(config, tmp_path):
+    standing = train(resolve(config), config, tmp_path / "run")
+    assert standing.finished and standing.step == 4
+    logged = read_lines(tmp_path / "run" / "metrics.jsonl")
+    sizes = [row["size"] for row in logged if "validation_exact_match" in row]
+    assert sizes == [6, 7] and all(np.isfinite(row["validation_loss"]) for row in logged if "validation_loss" in row)
+    moved = override(config, {"task.stories": "/somewhere"})
+    with pytest.raises(ValueError, match="somewhere"):
+        resolve(moved)
+
+
+def test_streams_answer_as_whole_samples_do(trained, tmp_path):
+    """Every sample as one row through `generate`, without streams, batches and saves."""
+    rows = sweeps.run_sweep(trained, [{}], tmp_path)
+    model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
+    source, found = trained.config.task, read_lines(tmp_path / "samples.jsonl")
+    assert [line["index"] for line in sorted(found, key=lambda line: line["index"])] == list(range(6))
+    samples = source.samples("test", 300)
+    for line in found:
+        sample = samples.sample(line["index"])
+        prompt = np.concatenate([sample.context(), sample.question_ids])[None]
+        assert prompt.shape == (1, 300)
+        ids = np.asarray(generate(model, prompt, max_new_tokens=4, end_token=source.codec.end_id).tokens_BxG)[0]
+        assert line["output"] == source.codec.decode_answer(ids)
+        assert line["answer"] == sample.story.answer and line["question"] == sample.story.question
+        want = dataclasses.asdict(score("qa1", sample.story.question, sample.story.answer, line["output"]))
+        assert {name: line[name] for name in want} == want
+    assert len({line["output"] for line in found}) > 1
+    (row,) = rows
+    assert row["exact_match"] == sum(line["strict"] for line in found) / 6 and row["samples"] == 6
+    assert row["trained_to"] == 6 * 32 and row["schedule"] == "sequential" and row["tokens_per_s"] > 0
+    assert {file.name for file in tmp_path.iterdir()} == {"samples.jsonl", "results.jsonl", "results.csv", "table.md", "heatmap.png"}
+
+
+@pytest.mark.parametrize("question", ["running", "apart"])
+def test_evaluation_reads_what_training_reads(trained, question):
+    """A row of a training batch as one pass of the model, and as a stream: the same token behind the question."""
+    source = dataclasses.replace(trained.config.task, segments=7, question=question)
+    batch = source.batch(0, 0, 6, "test")
+    graphdef, _ = steps.abstract_model(trained.config.model)
+    logits, _ = nnx.merge(graphdef, trained.params)(batch.tokens_BxN, valid_BxN=batch.valid_BxN)
+    likeliest = np.asarray(logits).argmax(-1)
+    T, N = 32, batch.tokens_BxN.shape[1]
+
+    class Read:
+        def __init__(self, row):
+            self.row = row
+            behind = int(np.flatnonzero(batch.answers_BxN[row])[0]) + 1
+            # Running text is cut anywhere before the question's end, a question of its own where its segment begins.
+            cut = behind - 5 if question == "running" else N - T
+            end = int(batch.valid_BxN[row, :cut].sum())
+            self.questions = (Question(end, batch.tokens_BxN[row, cut:behind]),)
+            self.first = likeliest[row, behind - 1]
+
+        def read(self, start, stop):
+            return batch.tokens_BxN[self.row, start:stop]
+
+    config = dataclasses.replace(trained.config, task=source)
+    reader = babilong._reader(trained, config, 3)
+    found = {answer.key: answer.ids[0] for answer in Streams(reader, Read, range(6), segments_at_once=4) if answer is not None}
+    assert found == {row: Read(row).first for row in range(6)} and len(set(found.values())) > 1
+
+
+def test_batch_sizes_and_interruptions_change_no_answer(trained, tmp_path, monkeypatch):
+    points = [{"evaluation.lengths": 300}, {"evaluation.lengths": (600, 500), "evaluation.facts_within": 300}]
+    outputs = []
+    for rows in (1, 3, 4):
+        sweeps.run_sweep(trained, [{**point, "evaluation.batch_size": rows} for point in points], tmp_path / str(rows))
+        outputs.append(said(tmp_path / str(rows)))
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert set(outputs[0]) == {("qa1", length, i) for length in (300, 500, 600) for i in range(6)}
+
+    # Stopped at every third save, in the middle of samples; gone on with each time.
+    class Killed(Exception):
+        pass
+
+    saves, save = [], Streams.save
+
+    def stopping(self, path, identity):
+        save(self, path, identity)
+        saves.append([row and row.position for row in self.rows])
+        if len(saves) % 3 == 0:
+            raise Killed
+
+    monkeypatch.setattr(Streams, "save", stopping)
+    often = [{**point, "evaluation.batch_size": 3, "evaluation.save_every_s": 1e-9} for point in points]
+    for _ in range(100):
+        try:
+            rows = sweeps.run_sweep(trained, often, tmp_path / "stopped")
+            break
+        except Killed:
+            assert list((tmp_path / "stopped").glob("*.state"))
+    assert len(saves) > 6 and any(position for position in saves[2])
+    assert said(tmp_path / "stopped") == outputs[0]
+    lines = read_lines(tmp_path / "stopped" / "samples.jsonl")
+    assert len(lines) == len(outputs[0])  # each answer has one line
+    assert not list((tmp_path / "stopped").glob("*.state"))
+    # Once more: nothing is read.
+    monkeypatch.setattr(Streams, "__iter__", lambda self: pytest.fail("read again"))
+    again = sweeps.run_sweep(trained, often, tmp_path / "stopped")
+    assert [row["exact_match"] for row in again] == [row["exact_match"] for row in rows]
+    assert again[0]["tokens_per_s"] == rows[0]["tokens_per_s"]
+
+
+# Kills itself at the third save.
+DRIVER = """
+import os, runpy, signal, sys
+from armt_jax.evaluation.streaming import Question, Streams
+from armt_jax.generation import generate
+
+save, count = Streams.save, []
+
+
+def saving(self, *args):
+    save(self, *args)
+    count.append(1)
+    if len(count) == 3 and os.environ.get("KILL"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Streams.save = saving
+sys.argv = ["eval.py", *sys.argv[1:]]
+runpy.run_path("eval.py", run_name="__main__")
+"""
+
+
+def test_kill_9_and_the_command(workdir, trained, tmp_path):
+    (tmp_path / "driver.py").write_text(DRIVER)
+    sweep = tmp_path / "sweep.py"
+    sweep.write_text('def get_sweep():\n    return [{"evaluation.lengths": 1000, "evaluation.save_every_s": 1e-9}]\n')
+    command = [sys.executable, tmp_path / "driver.py", f"--workdir={workdir}", f"--sweep={sweep}", f"--out={tmp_path / 'out'}"]
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(command, cwd=ROOT, env=environ | {"KILL": "1"}, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    assert list((tmp_path / "out").glob("*.state"))
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sweeps.run_sweep(trained, [{"evaluation.lengths": 1000}], tmp_path / "whole")
+    assert said(tmp_path / "out") == said(tmp_path / "whole")
+    assert "exact match in percent" in done.stdout and "qa1" in done.stdout
+
+
+def test_memory_off_reads_the_last_segment_alone(trained, tmp_path):
+    on, off = ({"evaluation.lengths": 300, "evaluation.memory": memory} for memory in ("on", "off"))
+    rows = sweeps.run_sweep(trained, [on, off], tmp_path)
+    assert [row["memory"] for row in rows] == ["on", "off"] and rows[1]["tokens_per_s"] == 0
+    lines = read_lines(tmp_path / "samples.jsonl")
+    by_id = {name: {line["index"]: line["output"] for line in lines if line["id"] == name} for name in (rows[0]["id"], rows[1]["id"])}
+    assert by_id[rows[0]["id"]] != by_id[rows[1]["id"]]
+    assert "armt, memory off" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"evaluation.lengths": 40}, "facts"),
+        ({"evaluation.lengths": (300, 400), "evaluation.facts_within": 350}, "facts_within"),
+        ({"evaluation.lengths": 0}, "at least 1"),
+        ({"evaluation.lengths": (300, 300)}, "once"),
+        ({"evaluation.schedule": "fast"}, "schedule"),
+        ({"task.stories": "/nowhere"}, "nowhere"),
+        ({"task.task": "qa11"}, "qa11"),
+    ],
+)
+def test_bad_points_are_refused_before_anything_runs(trained, tmp_path, point, message):
+    with pytest.raises(ValueError, match=message):
+        sweeps.run_sweep(trained, [{}, point], tmp_path)
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_published_stories_by_one_flag(trained, workdir, tmp_path):
+    folder = tmp_path / "babi"
+    folder.mkdir()
+    story = "1 Mary moved to the {0}.\n2 John went to the garden.\n3 Where is Mary? \t{0}\t1\n"
+    for split in ("train", "test"):
+        text = "".join(story.format(room) for room in ("office", "kitchen") * 5)
+        (folder / f"qa1_single-supporting-fact_{split}.txt").write_text(text)
+    points = [{"task.stories": str(folder), "evaluation.lengths": 300, "evaluation.samples": 99}]
+    (row,) = sweeps.run_sweep(trained, points, tmp_path / "out")
+    assert row["samples"] == 10 and row["stories"] == "files"  # all there are
+    answers = [line["answer"] for line in read_lines(tmp_path / "out" / "samples.jsonl")]
+    assert answers.count("office") == answers.count("kitchen") == 5
+    # The run was trained on generated ones, so --stories moves nothing of it; of another run it would.
+    assert load(workdir, stories=str(folder)).raw["task"].get("stories") is None
+    raw = json.loads(json.dumps(trained.raw)) | {"task": trained.raw["task"] | {"stories": "/gone"}}
+    (tmp_path / "moved").mkdir()
+    claim(tmp_path / "moved", raw)
+    assert run_config(tmp_path / "moved", stories=str(folder))["task"]["stories"] == str(folder)
+
+
+def test_shipped_sweeps_fit_a_run(trained):
+    for path in sorted((ROOT / "configs" / "sweeps").glob("babilong_*.py")):
+        lengths = [resolve(override(trained.raw, point)).evaluation.lengths for point in sweeps.read_sweep(path)]
+        assert lengths == sorted(lengths) and len(lengths) > 3
+
+
+def test_another_text_is_refused(trained, workdir, tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "other.txt").write_text(f"This {split} is another text. It has another fingerprint than the one before.\n" * 9)
+    with pytest.raises(DataError):
+        load(workdir, data_path=str(tmp_path))
+    with pytest.raises(DataError, match="the text of the point"):
+        sweeps.run_sweep(trained, [{"task.background.path": str(tmp_path)}], tmp_path / "out")
+
+
+# -- reports -------------------------------------------------------------------------------------------------------------
+
+
+def row(label="armt", task="qa1", length=64_000, value=1.0, seed=0, **more):
+    scores = {"exact_match": value, "official": value, "repaired": value}
+    facts = {"facts_within": None, "samples": 100, "memory": "on", "trained_to": 1024}
+    return {"label": label, "task": task, "length": length, "seed": seed, **scores, **facts, **more}
+
+
+def test_the_report_has_mean_and_deviation_and_published_rows(tmp_path):
+    runs = []
+    for seed, value in ((0, 0.9), (1, 1.0), (2, 0.8)):
+        folder = tmp_path / f"run-{seed}" / "evaluation"
+        folder.mkdir(parents=True)
+        rows = [row(value=value, seed=seed), row(value=1.0, seed=seed, length=128_000), row(value=0.5, seed=seed, facts_within=16_000)]
+        (folder / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        runs.append(str(folder.parent))
+    babilong_report.main([*runs, f"--out={tmp_path / 'report'}"])
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| qa1 | **armt** | 90.0 ± 10.0 | 100.0 ± 0.0 |" in text
+    assert "| qa1 | **armt, facts in the first 16,000** | 50.0 ± 0.0 |  |" in text
+    assert "| qa1 | ARMT (arXiv 2407.04841) | 100.0 ± 0.0 | 99.9 ± 0.2 |" in text and "GPT-4+RAG" in text and "qa2" not in text
+    assert (tmp_path / "report" / "heatmap.png").stat().st_size > 5000 and (tmp_path / "report" / "results.png").exists()
+
+
+def test_published_figures_stand_beside_their_own_kind_alone():
+    within = [row(facts_within=16_000)]
+    assert [line.ours for line in babilong_report.beside(within)] == [True]
+    both = babilong_report.beside([*within, row(length=1000, task="qa2")])
+    assert {line.task for line in both if not line.ours} == {"qa2"}
+
+
+def test_one_run_twice_is_no_deviation():
+    with pytest.raises(ValueError, match="two runs"):
+        babilong_report.lines([row(), row()])
+
+
+def test_a_run_without_results(tmp_path):
+    with pytest.raises(SystemExit, match="evaluate the run first"):
+        babilong_report.main([str(tmp_path), f"--out={tmp_path / 'report'}"])
+
+
+def test_passes_of_one_length_and_of_many(trained):
+    config = babilong.point_config(trained, {"evaluation.lengths": (400, 300)})
+    assert [each.lengths for each in babilong.passes(config)] == [(300,), (400,)]
+    config = babilong.point_config(trained, {"evaluation.lengths": (400, 300), "evaluation.facts_within": 250})
+    (one,) = babilong.passes(config)
+    assert one.lengths == (300, 400)
+    document = one.document(0)
+    asked = len(document.sample.question_ids)
+    assert [question.end for question in document.questions] == [300 - asked, 400 - asked]
+    ids = [one.identity(trained, length) for length in one.lengths]
+    for changed in ({"task.question": "apart"}, {"evaluation.new_tokens": 9}, {"evaluation.memory": "off"}, {"task.max_facts": 3}):
+        point = {"evaluation.lengths": (400, 300), "evaluation.facts_within": 250, **changed}
+        (differs,) = babilong.passes(babilong.point_config(trained, point))
+        assert not {differs.identity(trained, length) for length in one.lengths} & set(ids), changed
+    other = dataclasses.replace(one, config=dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch_size=1)))
+    assert [other.identity(trained, length) for length in one.lengths] == ids and len(set(ids)) == 2
