@@ -165,7 +165,7 @@ def write_safetensors(path: Path, tensors: Iterable[Tensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for t in tensors:
-            array = np.ascontiguousarray(t.make())
+            array = np.asarray(t.make(), order="C")
             if array.shape != t.shape or array.dtype != t.dtype:
                 raise ValueError(f"tensor {t.name!r} became {array.dtype}{list(array.shape)}, promised was {t.dtype}{list(t.shape)}")
             file.write(array.reshape(-1).view(np.uint8).data)
