@@ -57,7 +57,7 @@ def run(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.section.key=value")
     from armt_jax.config import resolve
     from armt_jax.parallel.processes import initialize, split_cpu
-    from armt_jax.training.loop import train
+    from armt_jax.training.loop import check_init, train
 
     path, variant = config_file()
     chosen = variants(path, variant)
@@ -68,6 +68,9 @@ def run(argv):
     initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     base = Path(_WORKDIR.value or Path("runs") / (path.stem if variant is None else f"{path.stem}-{variant}"))
     workdirs = {each: base if len(chosen) == 1 else base / each for each in chosen}
+    for each in chosen:
+        if not (workdirs[each] / "checkpoints").exists():  # a run under way has read it
+            check_init(configs[each])
     for each in chosen:
         start = time.monotonic()
         print(f"== {path.stem}{':' + each if each else ''} -> {workdirs[each]}", flush=True)

@@ -6,6 +6,7 @@ A config file's sections are the dataclasses' fields:
     backbone    name (or preset) + fields of that backbone
     memory      name + fields of that memory system
     recurrence  RecurrenceConfig        dtype
+    init        InitConfig: the pretrained checkpoint to start from, if any
     task        name + fields of that task (of "babilong" with task.background, a section of its own); or, for a text,
     data        dataset + fields of CorpusConfig, stream + fields of that stream
     train       TrainConfig, with train.optimizer and train.stages
@@ -29,7 +30,7 @@ from armt_jax.model import ModelConfig, RecurrenceConfig
 from armt_jax.nn.backbones import BACKBONES, PRESETS, BackboneConfig
 from armt_jax.nn.positions import RotaryScaling
 from armt_jax.parallel.mesh import MeshConfig
-from armt_jax.settings import EvaluationConfig, OptimizerConfig, Stage, TrainConfig
+from armt_jax.settings import EvaluationConfig, InitConfig, OptimizerConfig, Stage, TrainConfig
 from armt_jax.tasks import TASKS, BatchSource
 
 
@@ -48,6 +49,7 @@ class Config:
     train: TrainConfig
     evaluation: EvaluationConfig
     mesh: MeshConfig
+    init: InitConfig = InitConfig()
 
 
 def suggestion(name: str, known) -> str:
@@ -229,7 +231,7 @@ def _resolve_train(config: Mapping[str, Any]) -> tuple[TrainConfig, tuple[BatchS
     return _build(TrainConfig, {**fields, "optimizer": optimizer, "stages": tuple(stages)}, "train"), tuple(tasks)
 
 
-SECTIONS = ("seed", "backbone", "memory", "recurrence", "dtype", "task", "data", "train", "evaluation", "mesh")
+SECTIONS = ("seed", "backbone", "memory", "recurrence", "dtype", "init", "task", "data", "train", "evaluation", "mesh")
 
 
 def resolve(config: Any) -> Config:
@@ -259,7 +261,7 @@ def resolve(config: Any) -> Config:
         seed=config.get("seed", 0), model=model, task=task, tasks=tasks, train=train,
         models=tuple(resolve_model(config, each) for each in tasks),
         evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
-        mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"),
+        mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"), init=_build(InitConfig, config.get("init", {}), "init"),
     )  # fmt: skip
     check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
     check(resolved)

@@ -193,6 +193,17 @@ STREAM_SCHEDULES = ("auto", "sequential", "diagonal")
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What a run starts from.
+
+    Attributes:
+        path: the folder of a pretrained checkpoint (`armt_jax.interop.pretrained`), checked before anything runs; None: random weights.
+    """
+
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Attributes:
     batch_size: rows per batch. batches: batches per point of a sweep; None: the whole split (of a text, no other has an end).

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_dict
 
 VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
-    "armt": dict(name="armt", num_memory_tokens=8, d_mem=32, key_norm="l2", value_std=None),
+    "armt": dict(name="armt", num_memory_tokens=8, d_mem=32, key_norm="l2", beta_max=0.25, value_std=None),
     "rmt": dict(name="rmt", num_memory_tokens=16),
     "none": dict(name="none"),
 }

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_dict
 
 VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
-    "armt": dict(name="armt", num_memory_tokens=16, d_mem=64, key_norm="l2", value_std=None),
+    "armt": dict(name="armt", num_memory_tokens=16, d_mem=64, key_norm="l2", beta_max=0.125, value_std=None),
     "rmt": dict(name="rmt", num_memory_tokens=16),
     "none": dict(name="none"),
 }

@@ -9,37 +9,26 @@ from typing import Any
 import numpy as np
 
 from armt_jax.interop import transformer_xl
+from armt_jax.interop.huggingface import backbone_of
+from armt_jax.interop.names import Entry, by_path, reference_entries
 from armt_jax.memory.associative import ARMT
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import ModelConfig, RecurrenceConfig
-from armt_jax.nn.backbones import GPT2, BackboneConfig, GPTNeoX, Llama, TransformerXL
+from armt_jax.nn.backbones import BackboneConfig, TransformerXL
 
 Tensors = Mapping[str, np.ndarray]
 
 
+# The golden files' word for a family, and Hugging Face's.
+MODEL_TYPES = {"gpt2": "gpt2", "neox": "gpt_neox", "llama": "llama"}
+
+
 def backbone_config(family: str, fields: Mapping[str, Any]) -> BackboneConfig:
     """Our backbone from a Hugging Face config's fields. Raises ValueError for a family we do not know."""
-    if family == "gpt2":
-        return GPT2(
-            vocab_size=fields["vocab_size"], num_layers=fields["n_layer"], width=fields["n_embd"], num_heads=fields["n_head"],
-            max_positions=fields["n_positions"],
-        )  # fmt: skip
-    common = dict(
-        vocab_size=fields["vocab_size"], num_layers=fields["num_hidden_layers"], width=fields["hidden_size"],
-        num_heads=fields["num_attention_heads"], mlp_width=fields["intermediate_size"],
-        max_positions=fields["max_position_embeddings"], tie_embeddings=fields["tie_word_embeddings"],
-    ) if family in ("neox", "llama") else {}  # fmt: skip
-    if family == "neox":
-        return GPTNeoX(
-            **common, norm_epsilon=fields["layer_norm_eps"], rotary_pct=fields["rotary_pct"], rotary_base=fields["rotary_emb_base"],
-            parallel_residual=fields["use_parallel_residual"],
-        )  # fmt: skip
-    if family == "llama":
-        return Llama(
-            **common, norm_epsilon=fields["rms_norm_eps"], num_kv_heads=fields["num_key_value_heads"], rotary_base=fields["rope_theta"]
-        )
-    raise ValueError(f"family {family!r} is not one of gpt2, neox, llama")
+    if family not in MODEL_TYPES:
+        raise ValueError(f"family {family!r} is not one of {', '.join(MODEL_TYPES)}")
+    return backbone_of({**fields, "model_type": MODEL_TYPES[family]})
 
 
 def model_config(meta: Mapping[str, Any]) -> ModelConfig:
@@ -59,105 +48,24 @@ def model_config(meta: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(backbone, memories[meta["kind"]](), recurrence)
 
 
-def _linear(name: str, *, bias: bool, transposed: bool) -> dict[str, Callable[[Tensors], np.ndarray]]:
-    out = {"kernel": lambda t: t[f"{name}.weight"].T if transposed else t[f"{name}.weight"]}
-    return out | ({"bias": lambda t: t[f"{name}.bias"]} if bias else {})
+Take = Callable[[Tensors], np.ndarray]
 
 
-def _norm(name: str, *, bias: bool) -> dict[str, Callable[[Tensors], np.ndarray]]:
-    out = {"scale": lambda t: t[f"{name}.weight"]}
-    return out | ({"bias": lambda t: t[f"{name}.bias"]} if bias else {})
-
-
-def _flatten(tree, prefix=()) -> dict[str, Callable]:
-    if callable(tree):
-        return {"/".join(prefix): tree}
-    return {k: v for name, part in tree.items() for k, v in _flatten(part, (*prefix, name)).items()}
-
-
-def _gpt2_block(base: str, config) -> dict:
-    def third(i, part):
-        return lambda t: np.split(t[f"{base}.attn.c_attn.{part}"], 3, axis=-1)[i]
-
-    qkv = {n: {"kernel": third(i, "weight"), "bias": third(i, "bias")} for i, n in enumerate(("query", "key", "value"))}
-    return dict(
-        norm_attention=_norm(f"{base}.ln_1", bias=True), norm_mlp=_norm(f"{base}.ln_2", bias=True),
-        attention=qkv | {"output": _linear(f"{base}.attn.c_proj", bias=True, transposed=False)},
-        mlp=dict(
-            up=_linear(f"{base}.mlp.c_fc", bias=True, transposed=False), down=_linear(f"{base}.mlp.c_proj", bias=True, transposed=False)
-        ),
-    )  # fmt: skip
-
-
-def _neox_block(base: str, config: GPTNeoX) -> dict:
-    H, d = config.num_heads, config.head_size
-
-    def part(i, name):
-        """The fused projection is laid out [H, 3, d, ...]."""
-
-        def take(t):
-            fused = t[f"{base}.attention.query_key_value.{name}"]
-            return fused.reshape(H, 3, d, *fused.shape[1:])[:, i].reshape(H * d, *fused.shape[1:]).T
-
-        return take
-
-    qkv = {n: {"kernel": part(i, "weight"), "bias": part(i, "bias")} for i, n in enumerate(("query", "key", "value"))}
-    return dict(
-        norm_attention=_norm(f"{base}.input_layernorm", bias=True), norm_mlp=_norm(f"{base}.post_attention_layernorm", bias=True),
-        attention=qkv | {"output": _linear(f"{base}.attention.dense", bias=True, transposed=True)},
-        mlp=dict(
-            up=_linear(f"{base}.mlp.dense_h_to_4h", bias=True, transposed=True),
-            down=_linear(f"{base}.mlp.dense_4h_to_h", bias=True, transposed=True),
-        ),
-    )  # fmt: skip
-
-
-def _llama_block(base: str, config: Llama) -> dict:
-    def plain(name):
-        return _linear(f"{base}.{name}_proj", bias=False, transposed=True)
-
-    attention = {n: plain(f"self_attn.{n[0]}") for n in ("query", "key", "value", "output")}
-    return dict(
-        norm_attention=_norm(f"{base}.input_layernorm", bias=False), norm_mlp=_norm(f"{base}.post_attention_layernorm", bias=False),
-        attention=attention, mlp={n: plain(f"mlp.{n}") for n in ("gate", "up", "down")},
-    )  # fmt: skip
-
-
-def _associative(base: str) -> dict:
-    maps = {"query": "W_mq", "key": "W_mk", "value": "W_mv", "beta": "W_mb"}
-    return {n: _linear(f"{base}.{w}", bias=n == "beta", transposed=True) for n, w in maps.items()}
-
-
-# family -> (prefix of the model, its layers, block, token table, final norm, head)
-_FAMILIES = {
-    GPT2: ("transformer.", "h", _gpt2_block, "wte", "ln_f", None),
-    GPTNeoX: ("gpt_neox.", "layers", _neox_block, "embed_in", "final_layer_norm", "embed_out"),
-    Llama: ("model.", "layers", _llama_block, "embed_tokens", "norm", "lm_head"),
-}
-
-
-def name_map(config: ModelConfig) -> tuple[dict[str, Callable], list[dict[str, Callable]]]:
+def name_map(config: ModelConfig) -> tuple[dict[str, Take], list[dict[str, Take]]]:
     """(our path -> tensor from theirs) outside the layers, and the same once per layer (paths under `layers/`)."""
-    backbone, root = config.backbone, "memory_cell.model."
-    if isinstance(backbone, TransformerXL):
+    if isinstance(config.backbone, TransformerXL):
         return transformer_xl.name_map(config)
-    prefix, layers, block, embed, norm, head = _FAMILIES[type(backbone)]
-    armt = isinstance(config.memory, ARMT)
-    outside: dict[str, Any] = dict(
-        embed=dict(table=lambda t: t[f"{root}{prefix}{embed}.weight"]),
-        token_memory=dict(tokens=lambda t: t["memory_cell.memory"]),
-        final_norm=_norm(f"{root}{prefix}{norm}", bias=not isinstance(backbone, Llama)),
-    )
-    if backbone.learned_positions:
-        outside["positions"] = dict(table=lambda t: t[f"{root}{prefix}wpe.weight"])
-    if not backbone.tie_embeddings:
-        outside["head"] = _linear(f"{root}{head}", bias=False, transposed=True)
-    per_layer = []
-    for i in range(backbone.num_layers):
-        base = f"{root}{prefix}{layers}.{i}"
-        layer = dict(block=block(f"{base}.layer" if armt else base, backbone))
-        per_layer.append(_flatten(layer | (dict(memory=_associative(base)) if armt else {})))
-    return _flatten(outside), per_layer
+
+    def take(entry: Entry, place: int) -> Take:
+        return lambda t: entry.parts(t[entry.theirs])[place]
+
+    outside: dict[str, Take] = {}
+    per_layer: list[dict[str, Take]] = [{} for _ in range(config.backbone.num_layers)]
+    for path, held in by_path(reference_entries(config)).items():
+        for entry, place in held:
+            group = outside if entry.layer is None else per_layer[entry.layer]
+            group[path.removeprefix("layers/")] = take(entry, place)
+    return outside, per_layer
 
 
 class _Watched(dict):

@@ -19,6 +19,7 @@ from absl import logging
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import Config
+from armt_jax.interop.pretrained import Checkpoint, load_parameters, open_checkpoint
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
 from armt_jax.parallel.processes import is_main
@@ -84,6 +85,11 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path) -> Standi
                 return run.to_the_end()
             finally:
                 run.close()
+
+
+def check_init(config: Config) -> Checkpoint | None:
+    """The pretrained checkpoint that the config starts from, compared with its model. Raises ValueError naming what does not fit."""
+    return None if config.init.path is None else open_checkpoint(config.init.path, config.model)
 
 
 class Run:
@@ -166,6 +172,8 @@ class Run:
         if latest is None:
             self.standing = Standing()
             params = steps.create_params(self.config.model, self.config.seed, self.mesh)
+            if (pretrained := check_init(self.config)) is not None:
+                params = load_parameters(pretrained, self.config.model, params)
             return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh), self.empty_memory())
         restored = self.checkpoints.restore(restore_target(self.config, self.mesh))
         # Newer ones, if any, are damaged: they would stand in the way of saving again.

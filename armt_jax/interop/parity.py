@@ -1,0 +1,179 @@
+"""Does an exported model compute in PyTorch what it computes here? Needs the extra `torch`; PyTorch is imported by name, inside."""
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from armt_jax.memory.interface import MemoryConfig
+from armt_jax.model import MemoryTransformer
+
+MODELING = Path(__file__).parent / "pytorch" / "modeling_armt.py"
+# Logits: absolute, and relative to the largest where that is above 1. State: relative to the largest entry. Generated: tokens that differ.
+TOLERANCES = {"logits": 2e-5, "state": 1e-4, "generated": 0.0}
+NEW_TOKENS = 64
+
+
+class Figure(NamedTuple):
+    case: str
+    kind: str
+    error: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= TOLERANCES[self.kind]
+
+
+def require_torch():
+    """(torch, transformers). Raises ValueError naming the extra."""
+    try:
+        torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+    except ImportError as error:
+        raise ValueError(
+            f"the export checks itself in PyTorch, and {error.name} is not installed: pip install 'armt_jax[torch]', or give --check=false"
+        ) from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def modeling() -> Any:
+    """The module `modeling_armt`, from the package (an export has a copy of it)."""
+    if "modeling_armt" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("modeling_armt", MODELING)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["modeling_armt"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["modeling_armt"]
+
+
+def load_peer(folder: Path, kind: str) -> Any:
+    """The exported model in PyTorch, float32."""
+    torch, transformers = require_torch()
+    cls = modeling().ArmtForCausalLM if kind == "hf" else transformers.AutoModelForCausalLM
+    return cls.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _relative(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.max(np.abs(got - want)) / max(float(np.max(np.abs(want))), 1e-30))
+
+
+def logit_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest difference; in units of the largest logit where that is above 1."""
+    return float(np.max(np.abs(got - want)) / max(1.0, float(np.max(np.abs(want)))))
+
+
+def state_error(peer_state: Any, state: Any) -> float | None:
+    """None for a memory without state."""
+    pairs = []
+    if peer_state.A is not None:
+        pairs = [(peer_state.A, state.layers.A_BxHxKxd), (peer_state.z, state.layers.z_BxHxK)]
+    elif peer_state.tokens is not None:
+        pairs = [(peer_state.tokens, state.tokens)]
+    return max((_relative(a.detach().numpy(), np.asarray(b)) for a, b in pairs), default=None)
+
+
+@dataclasses.dataclass
+class Comparison:
+    """One model, here and in PyTorch, on the same ids."""
+
+    model: MemoryTransformer
+    peer: Any
+    torch: Any
+
+    def __post_init__(self):
+        self.graphdef, self.params = nnx.split(self.model)
+        self.figures: list[Figure] = []
+        self._run = jax.jit(lambda params, ids, state, valid: nnx.merge(self.graphdef, params)(ids, state, valid_BxN=valid))
+
+    def note(self, case: str, kind: str, error: float | None) -> None:
+        if error is not None:
+            self.figures.append(Figure(case, kind, error))
+
+    def row(self, case: str, ids: np.ndarray, valid: np.ndarray | None = None, state: Any = None, peer_state: Any = None):
+        """Compares one call, and returns both states."""
+        state = self.model.init_state(ids.shape[0]) if state is None else state
+        logits, state = self._run(self.params, jnp.asarray(ids, jnp.int32), state, valid)
+        with self.torch.no_grad():
+            mask = None if valid is None else self.torch.tensor(valid.astype(np.int64))
+            out = self.peer(self.torch.tensor(ids), attention_mask=mask, memory_state=peer_state)
+        seen = np.ones(ids.shape, bool) if valid is None else valid
+        self.note(case, "logits", logit_error(out.logits.float().numpy()[seen], np.asarray(logits)[seen]))
+        self.note(case, "state", state_error(out.memory_state, state))
+        return state, out.memory_state
+
+    def generate(self, case: str, ids: np.ndarray, valid: np.ndarray | None, count: int = NEW_TOKENS) -> None:
+        ours = self.model.generate(jnp.asarray(ids, jnp.int32), max_new_tokens=count, valid_BxN=valid).tokens_BxG
+        with self.torch.no_grad():
+            mask = np.ones(ids.shape, np.int64) if valid is None else valid.astype(np.int64)
+            theirs = self.peer.generate(
+                self.torch.tensor(ids), attention_mask=self.torch.tensor(mask), max_new_tokens=count, min_new_tokens=count, do_sample=False,
+                pad_token_id=0,
+            )  # fmt: skip
+        self.note(case, "generated", float(np.sum(theirs[:, ids.shape[1] :].numpy() != np.asarray(ours))))
+
+
+def left_padded(rows: int, length: int, paddings: list[int]) -> np.ndarray:
+    """[rows, length], False at the padding of each row."""
+    return np.arange(length)[None] >= np.array([paddings[i % len(paddings)] for i in range(rows)])[:, None]
+
+
+def compare(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:
+    """The memory model: 1 to 6 segments with the state handed on, a ragged row, rows padded at the left, rare ids, generation."""
+    torch, _ = require_torch()
+    model = model.with_config(dataclasses.replace(model.config, dtype="float32"))
+    c, T, V = Comparison(model, peer, torch), model.config.recurrence.segment_length, model.config.backbone.vocab_size
+    rng, B = np.random.default_rng(seed), 2
+    draw = lambda length, low=0: rng.integers(low, V, (B, length))
+    with jax.default_matmul_precision("highest"):
+        state = peer_state = None
+        for s in range(6):
+            state, peer_state = c.row(f"random ids, segment {s + 1} on the state before", draw(T), None, state, peer_state)
+        c.row("random ids, 6 segments in one row", draw(6 * T))
+        ragged = 3 * T + max(1, T // 2)
+        c.row(f"rare ids (the last hundredth), {ragged} tokens, last segment short", draw(ragged, V - max(2, V // 100)))
+        padding = [T + max(1, T // 3), 0]
+        c.row("rows padded at the left, one of them over its whole first segment", draw(ragged), left_padded(B, ragged, padding))
+        prompt = 2 * T - T // 2
+        c.generate(f"greedy, {NEW_TOKENS} tokens after {prompt}", draw(prompt), None)
+        c.generate(f"greedy, {NEW_TOKENS} tokens, one prompt padded at the left", draw(prompt), left_padded(B, prompt, [max(1, T // 3), 0]))
+    return c.figures
+
+
+def compare_backbone(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:
+    """The bare backbone, one segment long, against Hugging Face's own model."""
+    torch, _ = require_torch()
+    backbone, rng = model.config.backbone, np.random.default_rng(seed)
+    length = min(backbone.max_positions, model.config.recurrence.segment_length, 256)
+    figures = []
+    for case, low in (("random ids", 0), ("rare ids", backbone.vocab_size - max(2, backbone.vocab_size // 100))):
+        ids = rng.integers(low, backbone.vocab_size, (2, length))
+        with jax.default_matmul_precision("highest"):
+            logits = np.asarray(model(jnp.asarray(ids, jnp.int32))[0])
+        with torch.no_grad():
+            theirs = peer(torch.tensor(ids)).logits.float().numpy()
+        figures.append(Figure(f"{case}, {length} tokens", "logits", logit_error(theirs, logits)))
+    return figures
+
+
+def without_memory(model: MemoryTransformer) -> MemoryTransformer:
+    """The bare backbone of a model: the same weights, and the rows of the position table that are its own."""
+    config = model.config
+    layout = config.memory.layout(config.backbone)
+    bare = dataclasses.replace(config, memory=MemoryConfig(), dtype="float32")
+    other = nnx.eval_shape(lambda: MemoryTransformer(bare, rngs=nnx.Rngs(0)))
+    graphdef, abstract = nnx.split(other)
+    own = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.split(model)[1])}
+
+    def pick(path, leaf):
+        found = own[jax.tree_util.keystr(path)]
+        return found if found.shape == leaf.shape else found[layout.front : layout.front + leaf.shape[0]]
+
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(pick, abstract))
