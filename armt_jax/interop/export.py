@@ -80,10 +80,10 @@ def check_exportable(config: ModelConfig, format: str) -> None:
     if format == "reference":
         if type(memory) not in (ARMT, RMT):
             raise ValueError(f"--format=reference: the published code has no memory {type(memory).__name__}; it has armt and rmt")
-        if isinstance(memory, ARMT) and (memory.num_heads, memory.key_norm, memory.nu) != (1, "none", 3):
+        if isinstance(memory, ARMT) and (memory.num_heads, memory.key_norm, memory.nu, memory.beta_max) != (1, "none", 3, 1.0):
             raise ValueError(
-                f"--format=reference: the published code computes memory.num_heads = 1, key_norm = 'none', nu = 3, and this model has "
-                f"{memory.num_heads}, {memory.key_norm!r}, {memory.nu}: use --format=hf"
+                f"--format=reference: the published code computes memory.num_heads = 1, key_norm = 'none', nu = 3, beta_max = 1, and this "
+                f"model has {memory.num_heads}, {memory.key_norm!r}, {memory.nu}, {memory.beta_max}: use --format=hf"
             )
 
 

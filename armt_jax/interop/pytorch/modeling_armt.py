@@ -242,6 +242,7 @@ class AssociativeMemory(nn.Module):
         D, memory = config.backbone["width"], config.memory
         self.heads, self.nu = memory.get("num_heads", 1), memory["nu"]
         self.unit_keys, self.correction = memory.get("key_norm") == "l2", memory["correction"]
+        self.beta_max = memory.get("beta_max", 1.0)
         self.query = nn.Linear(D, memory["d_mem"], bias=False)
         self.key = nn.Linear(D, memory["d_mem"], bias=False)
         self.value = nn.Linear(D, D, bias=False)
@@ -274,7 +275,8 @@ class AssociativeMemory(nn.Module):
 
     def write(self, m, A, z):
         """m [B, M, D] -> the new A and z. All memory tokens look at the old ones: a parallel delta rule."""
-        k, v, beta = self._features(self.key(m)), self._heads(self.value(m)), self._heads(torch.sigmoid(self.beta(m).float()))
+        k, v = self._features(self.key(m)), self._heads(self.value(m))
+        beta = self.beta_max * self._heads(torch.sigmoid(self.beta(m).float()))
         old, weight = self._recall(k, A, z)
         gamma = torch.ones_like(weight)
         if self.correction:
