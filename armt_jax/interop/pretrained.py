@@ -129,7 +129,8 @@ def load_parameters(found: Checkpoint, config: ModelConfig, params: Any) -> Any:
     """`params` with the checkpoint's tensors in their places, each on the devices and in the parts where the initial one lay.
 
     What the checkpoint does not have stays: the memory's parameters, and the rows by which a position table is grown. Memory tokens are
-    scaled to the imported token embeddings (unless memory.memory_std says otherwise).
+    scaled to the imported token embeddings (unless memory.memory_std says otherwise). Keep no other reference to `params`: then no more
+    than one parameter is there twice.
     """
     held = by_path(found.entries)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -140,7 +141,9 @@ def load_parameters(found: Checkpoint, config: ModelConfig, params: Any) -> Any:
         if path == "positions/table" and found.grown is not None:
             values[i] = _grown(values[i], held[path], found)
         elif path in held:
-            values[i] = _loaded(values[i].shape, values[i].sharding, held[path], found.tensors)
+            shape, sharding = values[i].shape, values[i].sharding
+            values[i] = None  # the initial one goes before its successor comes
+            values[i] = _loaded(shape, sharding, held[path], found.tensors)
     if "token_memory/tokens" in paths and "token_memory/tokens" not in held and config.memory.memory_std is None:
         place = paths.index("token_memory/tokens")
         scale = jnp.std(values[paths.index("embed/table")]) / max(config.backbone.token_std, 1e-30)
@@ -209,5 +212,5 @@ def load_model(
     found = open_checkpoint(path, config)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0))))
     place = SingleDeviceSharding(jax.devices()[0])
-    params = jax.jit(lambda: nnx.split(MemoryTransformer(config, rngs=nnx.Rngs(seed)))[1], out_shardings=place)()
-    return nnx.merge(graphdef, load_parameters(found, config, params))
+    make = jax.jit(lambda: nnx.split(MemoryTransformer(config, rngs=nnx.Rngs(seed)))[1], out_shardings=place)
+    return nnx.merge(graphdef, load_parameters(found, config, make()))

@@ -171,15 +171,18 @@ class Run:
         latest = self.checkpoints.latest_step()
         if latest is None:
             self.standing = Standing()
-            params = steps.create_params(self.config.model, self.config.seed, self.mesh)
-            if (pretrained := check_init(self.config)) is not None:
-                params = load_parameters(pretrained, self.config.model, params)
+            params = self._first_params()
             return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh), self.empty_memory())
         restored = self.checkpoints.restore(restore_target(self.config, self.mesh))
         # Newer ones, if any, are damaged: they would stand in the way of saving again.
         self.checkpoints.delete_after(restored.step)
         self.window = [(step, StepMetrics(*values)) for step, values in restored.meta["window"]]
         return Standing(**restored.meta["standing"]), restored.state
+
+    def _first_params(self):
+        make = lambda: steps.create_params(self.config.model, self.config.seed, self.mesh)
+        pretrained = check_init(self.config)
+        return make() if pretrained is None else load_parameters(pretrained, self.config.model, make())
 
     def _enter_next_stage(self):
         """The next stage starts from the best parameters of this one."""
