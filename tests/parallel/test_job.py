@@ -45,9 +45,9 @@ import runpy, sys
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# Sends itself a signal after a step.
+# Sends itself a signal after a step. Later steps are slowed down, so that the others hear of it before the run is over.
 SIGNALLED = """
-import os, signal
+import os, signal, time
 from armt_jax.training.loop import Run
 one_step = Run.one_step
 
@@ -56,6 +56,8 @@ def signalled(self):
     one_step(self)
     if self.standing.step == {step}:
         os.kill(os.getpid(), signal.{name})
+    if self.standing.step >= {step}:
+        time.sleep(0.2)
 
 
 Run.one_step = signalled
@@ -160,10 +162,10 @@ def test_a_killed_process_ends_the_job_within_a_minute_and_a_restart_is_exact(co
 
 def test_sigterm_to_one_process_saves_one_step_on_all(config, uninterrupted):
     workdir = config.parent / "terminated"
-    done = ends(start_two(config, workdir, drivers=["", SIGNALLED.format(step=5, name="SIGTERM")]))
+    done = ends(start_two(config, workdir, drivers=["", SIGNALLED.format(step=3, name="SIGTERM")]))
     assert [code for code, *_ in done] == [EXIT_PREEMPTED] * 2, done
     (step,) = re.findall("SIGTERM: saved step ([0-9]+)", done[0][2])
-    assert saved(workdir)[-1] == int(step) and 5 <= int(step) < 24
+    assert saved(workdir)[-1] == int(step) and 3 <= int(step) < 24
     done = ends(start_two(config, workdir))
     assert [code for code, *_ in done] == [0, 0] and f"continuing from step {step}" in done[0][2], done
     assert metrics(workdir) == uninterrupted
