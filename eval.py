@@ -5,6 +5,10 @@
 Restores the best checkpoint, evaluates every point of the sweep (without one: the task it was trained on), prints a table and writes
 results.csv, results.jsonl and results.png to RUN/evaluation (or DIR). A stopped sweep goes on where it was.
 
+    [--share=I/N]  this is worker I (from 0) of N: points I, I+N, ... of the sweep. The worker that ends last writes the report of all.
+    [--merge]      evaluate nothing, write the report of what the shares have found; an error while points are missing.
+`python -m armt_jax.launch` (docs/launch.md) starts the workers. Exit codes: 0 done, 1 error, 75 stopped by SIGTERM (start it again).
+
 A run on a text is read in several ways (armt_jax/evaluation/text.py): stateful, from an empty memory, sliding, and with the memory off.
 results.csv and results.jsonl have the figures; by_segment and by_position (csv, png) the curves; samples.txt continuations of the split.
     [--data_path=DIR]  where the text lies now, if it has moved        [--samples=2 --sample_tokens=256 --temperature=0.8]
@@ -13,14 +17,21 @@ A run on BABILong answers samples of any length, read as streams (armt_jax/evalu
     [--stories=DIR]  ask about the published bAbI files there; without it, about stories of the kind that the run was trained on
 """
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
+
+from armt_jax.telemetry.failures import EXIT_PREEMPTED
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to evaluate.", required=True)
 _SWEEP = flags.DEFINE_string("sweep", None, "File with get_sweep() -> list of config overrides.")
 _OUT = flags.DEFINE_string("out", None, "Where the results go. Default: RUN/evaluation.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last, or a step.")
+_SHARE = flags.DEFINE_string("share", None, "I/N: worker I, from 0, of N that share the sweep.")
+_MERGE = flags.DEFINE_bool("merge", False, "Only write the report of the shares.")
 _DATA = flags.DEFINE_string("data_path", None, "Where the run's text lies, if not where it lay in training.")
 _STORIES = flags.DEFINE_string("stories", None, "BABILong: folder of the published bAbI files to ask about.")
 _SAMPLES = flags.DEFINE_integer("samples", 2, "Continuations to write, of a run on a text.", lower_bound=0)
@@ -36,8 +47,18 @@ def run(argv):
     from armt_jax.data.babilong import BabilongBatches
     from armt_jax.evaluation import sweep as sweeps
     from armt_jax.evaluation.evaluate import load, run_config
-    from armt_jax.parallel.processes import split_cpu
+    from armt_jax.evaluation.shares import ALL, MERGE, Share
+    from armt_jax.parallel.processes import cluster_request, split_cpu
 
+    if _MERGE.value and _SHARE.value:
+        raise ValueError("--merge and --share: a worker has its share, and --merge evaluates nothing; give one of them")
+    share = MERGE if _MERGE.value else ALL if _SHARE.value is None else Share.parse(_SHARE.value)
+    if share is ALL and (request := cluster_request(os.environ)):
+        raise ValueError(
+            f"{request}: several processes would each evaluate everything; give each its --share=I/N (python -m armt_jax.launch does), or "
+            "unset the variable"
+        )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))  # every finished point is written
     points = [{}] if _SWEEP.value is None else sweeps.read_sweep(_SWEEP.value)
     wanted = _CHECKPOINT.value
     if wanted not in ("best", "last") and not wanted.isdigit():
@@ -48,35 +69,43 @@ def run(argv):
         points = [{"task.stories": _STORIES.value, **point} for point in points]
     out = Path(_OUT.value) if _OUT.value else trained.workdir / "evaluation"
     kinds = {TextSource: on_text, BabilongBatches: on_babilong}
-    next((on for kind, on in kinds.items() if isinstance(trained.config.task, kind)), on_task)(trained, points, out)
+    next((on for kind, on in kinds.items() if isinstance(trained.config.task, kind)), on_task)(trained, points, out, share)
 
 
-def on_babilong(trained, points, out):
+def on_babilong(trained, points, out, share):
     from armt_jax.evaluation import babilong_report
     from armt_jax.evaluation import sweep as sweeps
 
-    rows = sweeps.run_sweep(trained, points, out)
+    rows = sweeps.run_sweep(trained, points, out, share=share)
     print(f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {rows[0]['trained_to']:,} tokens; exact match in percent")
     print(babilong_report.table(babilong_report.beside(rows)))
     print(f"results: {out}/table.md, heatmap.png, results.csv, results.jsonl, samples.jsonl")
 
 
-def on_task(trained, points, out):
+def unfinished(share, out):
+    print(f"share {share.index} of {share.count} is done, others are not: {out}/{share.file}. The last one, or --merge, writes the report")
+
+
+def on_task(trained, points, out, share):
     from armt_jax.evaluation import sweep as sweeps
 
-    rows = sweeps.run_sweep(trained, points, out)
+    rows = sweeps.run_sweep(trained, points, out, share=share)
+    if rows is None:
+        return unfinished(share, out)
     size = trained.config.task.size_name
     print(f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {trained.trained_to} {size}")
     print(sweeps.table({rows[0]["label"]: rows}, size))
     print(f"results: {out}/results.csv, results.jsonl, results.png")
 
 
-def on_text(trained, points, out):
+def on_text(trained, points, out, share):
     from armt_jax.evaluation import samples, text
     from armt_jax.evaluation import sweep as sweeps
 
     source = trained.config.task
-    rows = sweeps.run_sweep(trained, text.default_points(trained) if points == [{}] else points, out)
+    rows = sweeps.run_sweep(trained, text.default_points(trained) if points == [{}] else points, out, share=share)
+    if rows is None:
+        return unfinished(share, out)
     print(f"{trained.workdir.name}, checkpoint of step {trained.step}, {source.segments} segments of {source.segment_length} tokens")
     print(source.corpus.open().report())
     print(text.table(rows))
@@ -89,10 +118,11 @@ def on_text(trained, points, out):
 
 def main(argv):
     from armt_jax.checkpoint import CheckpointError
+    from armt_jax.parallel.processes import JobError
     from armt_jax.telemetry.failures import one_line_errors
     from armt_jax.training.workdir import WorkdirError
 
-    one_line_errors(run, CheckpointError, WorkdirError)(argv)
+    one_line_errors(run, CheckpointError, JobError, WorkdirError)(argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["armt_jax", "armt_jax.*"]),
-    package_data={"armt_jax.interop": ["pytorch/*.py"]},
+    package_data={"armt_jax.interop": ["pytorch/*.py"], "armt_jax.launch": ["templates/*"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array_record>=0.8.1,<0.9",

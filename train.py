@@ -4,8 +4,10 @@
     python train.py --config=configs/x.py[:variant] --workdir=runs/x [--config.a.b=value]
 
 Started again with the same command, it goes on from the last checkpoint. Exit codes: 0 done, 1 error, 75 stopped by SIGTERM after saving.
+On several machines: `python -m armt_jax.launch` (docs/launch.md) starts one process a machine, with the flags of the job filled in.
 """
 
+import functools
 import importlib.util
 import sys
 import time
@@ -19,9 +21,13 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", str(Path(__file__).parent / DEFAULT), "The experiment, path[:variant].", lock_config=False, accept_new_attributes=True
 )  # unknown keys are refused by armt_jax.config, with a suggestion
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives. Default: runs/<config name>[-<variant>].")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0 in a multi-process run, or 'auto' to ask the cluster.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0 of several, 'auto' to ask the cluster, or 'none'.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")
+_JOIN = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes at the start.", lower_bound=1)
+_HEARTBEAT = flags.DEFINE_integer("heartbeat_timeout", 30, "Seconds after which a silent process ends the job.", lower_bound=1)
+_STALL = flags.DEFINE_integer("stall_seconds", 600, "Without a step for so long: stacks of all threads to stderr. 0: never.", lower_bound=0)
+_STALL_END = flags.DEFINE_bool("stall_end", False, "After a stall, exit with 1.")
 
 
 def config_file() -> tuple[Path, str | None]:
@@ -56,7 +62,8 @@ def run(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.section.key=value")
     from armt_jax.config import resolve
-    from armt_jax.parallel.processes import initialize, split_cpu
+    from armt_jax.parallel.processes import agree, initialize, is_main, split_cpu
+    from armt_jax.telemetry.watchdog import StallWatchdog
     from armt_jax.training.loop import check_init, train
 
     path, variant = config_file()
@@ -65,7 +72,11 @@ def run(argv):
     raws = {each: config_of(path, each) for each in chosen}
     configs = {each: resolve(raw) for each, raw in raws.items()}
     split_cpu(configs[chosen[0]].mesh.cpu_devices)
-    initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    initialize(
+        _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, join_timeout=_JOIN.value, heartbeat_timeout=_HEARTBEAT.value
+    )  # fmt: skip
+    agree("runs", {"config": path.stem, "variants": chosen})
+    say = functools.partial(print, flush=True) if is_main() else lambda text: None
     base = Path(_WORKDIR.value or Path("runs") / (path.stem if variant is None else f"{path.stem}-{variant}"))
     workdirs = {each: base if len(chosen) == 1 else base / each for each in chosen}
     for each in chosen:
@@ -73,9 +84,10 @@ def run(argv):
             check_init(configs[each])
     for each in chosen:
         start = time.monotonic()
-        print(f"== {path.stem}{':' + each if each else ''} -> {workdirs[each]}", flush=True)
-        standing = train(configs[each], raws[each], workdirs[each])
-        print(f"== trained {standing.step} steps in {time.monotonic() - start:.0f} s", flush=True)
+        say(f"== {path.stem}{':' + each if each else ''} -> {workdirs[each]}")
+        with StallWatchdog(_STALL.value, end=_STALL_END.value) as watchdog:
+            standing = train(configs[each], raws[each], workdirs[each], watchdog)
+        say(f"== trained {standing.step} steps in {time.monotonic() - start:.0f} s")
     sweep = getattr(load_module(path), "SWEEP", None)
     if sweep is not None:
         evaluate_all(path, workdirs, base, Path(__file__).parent / sweep)
@@ -103,11 +115,13 @@ def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
 
 def main(argv):
     from armt_jax.checkpoint import CheckpointError
+    from armt_jax.parallel.processes import JobError, ending_together
     from armt_jax.telemetry.failures import one_line_errors
     from armt_jax.training.loop import NonFiniteLoss
     from armt_jax.training.workdir import WorkdirError
 
-    one_line_errors(run, CheckpointError, NonFiniteLoss, WorkdirError)(argv)
+    with ending_together():
+        one_line_errors(run, CheckpointError, JobError, NonFiniteLoss, WorkdirError)(argv)
 
 
 def parse_flags(argv):

@@ -104,6 +104,13 @@ class _Retention(ocp.checkpoint_managers.PreservationPolicy):
         return [info.step in keep for info in checkpoints]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never asked of JAX: the loop does (`processes.reached_stop`), and one count of questions is enough."""
+        del step
+        return False
+
+
 def _brief(error: Exception) -> str:  # tensorstore quotes its whole configuration
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -155,7 +162,7 @@ class Checkpoints:
             enable_async_checkpointing=async_save,
             preservation_policy=_Retention(self._steps_to_keep),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = _Manager(self._directory, options=options)
 
     def _prepare_directory(self) -> None:
         directory, parent = self._directory, self._directory.parent

@@ -122,6 +122,20 @@ def test_evaluation_of_one_run(trained, config):
     assert all(f"{row['exact_match']:.3f}" in done.stdout for row in found)
 
 
+def test_workers_that_share_a_sweep(trained, config):
+    """The first worker leaves its rows, the second, the last to end, the report of both."""
+    run, out = trained[0] / "armt", config.parent / "shared"
+    arguments = (f"--workdir={run}", f"--sweep={config.parent / 'sweep.py'}", f"--out={out}", "--checkpoint=last")
+    line = one_line(start("eval.py", *arguments, WORLD_SIZE="2"))
+    assert "WORLD_SIZE=2" in line and "--share=I/N" in line
+    first = start("eval.py", *arguments, "--share=0/2", WORLD_SIZE="2")
+    assert first.returncode == 0 and "share 0 of 2 is done, others are not" in first.stdout, first.stderr
+    assert "1 of the 3 points" in one_line(start("eval.py", *arguments, "--merge"))
+    second = start("eval.py", *arguments, "--share=1/2")
+    assert second.returncode == 0 and f"results: {out}/results.csv" in second.stdout, second.stderr
+    assert [json.loads(line)["pairs"] for line in (out / "results.jsonl").read_text().splitlines()] == [1, 2, 4]
+
+
 def test_a_run_that_diverges_exits_with_1_and_keeps_the_last_good_checkpoint(config):
     """The rate of the second stage throws the parameters out of range in the last step of the run."""
     path = config.parent / "diverging.py"

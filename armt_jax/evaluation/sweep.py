@@ -12,6 +12,8 @@ from armt_jax.data import TextSource
 from armt_jax.data.babilong import BabilongBatches
 from armt_jax.evaluation import babilong, report, text
 from armt_jax.evaluation.evaluate import Trained, evaluate
+from armt_jax.evaluation.shares import ALL, Results, Share
+from armt_jax.parallel.processes import is_main
 from armt_jax.telemetry.progress import Progress
 
 # What an evaluation may change: the rest belongs to the checkpoint. Single keys are those that change no parameter.
@@ -50,15 +52,18 @@ def identity(trained: Trained, point: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_sweep(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str | None = None) -> list[dict[str, Any]]:
-    """Evaluates every point that `directory/results.jsonl` does not hold yet; writes CSV, JSONL and a plot; returns the rows in order."""
+def run_sweep(
+    trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str | None = None, share: Share = ALL
+) -> list[dict[str, Any]] | None:
+    """Evaluates every point of the share that `directory` does not hold yet; when no share misses a point, writes CSV, JSONL and a plot,
+    and returns the rows in order; else None."""
     label = label or memory_name(trained)
     if isinstance(trained.config.task, TextSource):
-        return text.run(trained, points, directory, identity, label)
+        return text.run(trained, points, directory, identity, label, share)
     if isinstance(trained.config.task, BabilongBatches):
+        if share is not ALL:
+            raise ValueError("--share, --merge: an evaluation on BABILong is not shared yet; run it in one process")
         return babilong.run(trained, points, directory, label)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "results.jsonl"
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
     planned = [(dict(point), resolve(override(trained.raw, point)), identity(trained, point)) for point in points]
     sizes = [config.task.size for _, config, _ in planned]
@@ -66,23 +71,23 @@ def run_sweep(trained: Trained, points: Sequence[Mapping[str, Any]], directory: 
         repeated = next(size for size in sizes if sizes.count(size) > 1)
         name = trained.config.task.size_name
         raise ValueError(f"two points of the sweep have {name} = {repeated}, and one curve has one value per size: make two sweeps of it")
-    done = {row["id"]: row for row in report.read_results(path)} if path.exists() else {}
-    progress, rows = Progress(len(planned), "point"), []
-    for i, (point, config, name) in enumerate(planned):
-        if name not in done:
+    results, mine = Results(directory, share), share.of(planned)
+    progress = Progress(len(mine), "point", enabled=is_main())
+    for i, (point, config, name) in enumerate(mine):
+        if name not in results.done:
             settings = config.evaluation
             found = evaluate(
                 trained, config.model, config.task, batch_size=settings.batch_size, batches=settings.batches, memory=settings.memory
             )
             size = {config.task.size_name: config.task.size}
             facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
-            done[name] = {"label": label, **size, **found, **facts}
-            report.append_result(done[name], path)
-        rows.append(done[name])
-        progress.update(i + 1, **{config.task.size_name: config.task.size}, exact_match=rows[-1]["exact_match"])
+            results.add({"label": label, **size, **found, **facts})
+        progress.update(i + 1, **{config.task.size_name: config.task.size}, exact_match=results.done[name]["exact_match"])
     progress.close()
-    x = trained.config.task.size_name
-    report.write_results(rows, directory, x=x, y="exact_match", title=title(trained), trained_to=trained.trained_to)
+    rows = results.complete([name for _, _, name in planned])
+    if rows is not None and is_main():
+        x = trained.config.task.size_name
+        report.write_results(rows, directory, x=x, y="exact_match", title=title(trained), trained_to=trained.trained_to)
     return rows
 
 

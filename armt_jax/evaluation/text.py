@@ -27,8 +27,10 @@ from armt_jax.data import STREAMS, ContiguousStreams, check_fingerprint, text_me
 from armt_jax.data.metrics import PUBLISHED_AS
 from armt_jax.evaluation import report
 from armt_jax.evaluation.evaluate import MEMORY, Trained
+from armt_jax.evaluation.shares import ALL, Results, Share
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import put_batch, replicated, sum_over_data
+from armt_jax.parallel.processes import is_main
 from armt_jax.telemetry.progress import Progress
 from armt_jax.training import carried as carry
 from armt_jax.training import step as steps
@@ -146,31 +148,32 @@ def row(trained: Trained, config: Config, point: Mapping[str, Any], reading: Rea
 
 # -- a run's evaluation --------------------------------------------------------------------------------------------------------
 
-def run(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, identity, label: str) -> list[dict[str, Any]]:
-    """Every reading that `directory/results.jsonl` does not hold yet; then CSV, JSONL and plots of all; returns the rows in order.
+def run(
+    trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, identity, label: str, share: Share = ALL
+) -> list[dict[str, Any]] | None:
+    """Every reading of the share that `directory` does not hold yet; when no share misses one, CSV, JSONL and plots of all, and the rows
+    in order; else None.
 
     Args:
         identity: (trained, point) -> what names a result.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "results.jsonl"
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
     planned = [(dict(point), point_config(trained.raw, point), identity(trained, point)) for point in points]
     for point, config, _ in planned:
         check_fingerprint(config.task.fingerprint, trained.config.task.fingerprint, f"the data of the point {point}")
         config.task.text(config.evaluation.split)  # a split that was left out is known before anything is read
-    done = {each["id"]: each for each in report.read_results(path)} if path.exists() else {}
-    progress, rows = Progress(len(planned), "reading"), []
-    for i, (point, config, name) in enumerate(planned):
-        if name not in done:
+    results, mine = Results(directory, share), share.of(planned)
+    progress = Progress(len(mine), "reading", enabled=is_main())
+    for i, (point, config, name) in enumerate(mine):
+        if name not in results.done:
             found = row(trained, config, point, read(trained, config))
             facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
-            done[name] = {"label": label, **found, **facts}
-            report.append_result(done[name], path)
-        rows.append(done[name])
-        progress.update(i + 1, reading=rows[-1]["reading"], nats_per_token=rows[-1]["nats_per_token"])
+            results.add({"label": label, **found, **facts})
+        progress.update(i + 1, reading=results.done[name]["reading"], nats_per_token=results.done[name]["nats_per_token"])
     progress.close()
-    write(rows, directory, f"{label}, {trained.config.task.corpus.name}, {rows[0]['split']} split")
+    rows = results.complete([name for _, _, name in planned])
+    if rows is not None and is_main():
+        write(rows, directory, f"{label}, {trained.config.task.corpus.name}, {rows[0]['split']} split")
     return rows
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from absl import logging
 
+# Exit code after SIGTERM: the state was saved; start the same command again (EX_TEMPFAIL).
+EXIT_PREEMPTED = 75
+
 
 def one_line_errors(run: Callable, *kinds: type[Exception]) -> Callable:
     """`run(argv)` as an absl main: an error of these kinds, a ValueError or an OSError becomes one clear line and exit code 1.

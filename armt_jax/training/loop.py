@@ -22,12 +22,14 @@ from armt_jax.config import Config
 from armt_jax.interop.pretrained import Checkpoint, load_parameters, open_checkpoint
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
-from armt_jax.parallel.processes import is_main
+from armt_jax.parallel.processes import agree, is_joined, is_main, reached_stop
 from armt_jax.settings import OptimizerConfig
 from armt_jax.tasks import BatchSource
+from armt_jax.telemetry.failures import EXIT_PREEMPTED
 from armt_jax.telemetry.flops import count_flops, model_flop_utilisation, peak_flops
 from armt_jax.telemetry.progress import Progress, format_metric
 from armt_jax.telemetry.timing import StepTimer
+from armt_jax.telemetry.watchdog import StallWatchdog
 from armt_jax.telemetry.writers import MetricWriter
 from armt_jax.training import carried
 from armt_jax.training import step as steps
@@ -35,10 +37,9 @@ from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer, restart_schedule
 from armt_jax.training.restore import restore_target
 from armt_jax.training.step import StepMetrics, TrainState
-from armt_jax.training.workdir import claim, locked
+from armt_jax.training.workdir import agreed, held
+from armt_jax.version import __version__
 
-# Exit code after SIGTERM: the state was saved; start the same command again (EX_TEMPFAIL).
-EXIT_PREEMPTED = 75
 # What a text's loss is shown as, beside itself.
 TEXT_FIGURES = ("perplexity", "bits_per_byte", "bits_per_character")
 
@@ -54,9 +55,12 @@ class NonFiniteLoss(FloatingPointError):
 
 @contextmanager
 def sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of killing the process. (Only the main thread can install it.)"""
+    """An event that SIGTERM sets instead of killing the process. (Only the main thread can install it.)
+
+    In a job of several processes JAX takes the signal, so that all stop at one step: `processes.reached_stop`.
+    """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if is_joined() or threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
@@ -66,21 +70,24 @@ def sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def train(config: Config, raw: Mapping[str, Any], workdir: str | Path) -> Standing:
+def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog: StallWatchdog | None = None) -> Standing:
     """Trains until the last stage is over, continuing what `workdir` holds.
 
     Args:
         config: resolved. raw: the plain config it came from; it is stored in the workdir and must be the same when continuing.
+        watchdog: hears of every step and validation batch.
 
     Raises:
+        JobError: the processes were started with different configs.
         WorkdirError, CheckpointError: the folder or what is in it cannot be used. NonFiniteLoss: the loss became NaN or infinite.
         Preempted: SIGTERM; the state is saved.
     """
     workdir = Path(workdir).absolute()
-    with locked(workdir), sigterm() as stop:
-        claim(workdir, raw)
+    data = {f"data of stage {i + 1}": task.fingerprint for i, task in enumerate(config.tasks)}
+    agree("configs", agreed(raw) | data | {"version of armt_jax": __version__, "version of jax": jax.__version__})
+    with held(workdir, raw), sigterm() as stop:
         with Checkpoints(workdir / "checkpoints", keep_last=config.train.keep_last) as checkpoints:
-            run = Run(config, workdir, checkpoints, stop)
+            run = Run(config, workdir, checkpoints, stop, watchdog or StallWatchdog())
             try:
                 return run.to_the_end()
             finally:
@@ -95,8 +102,8 @@ def check_init(config: Config) -> Checkpoint | None:
 class Run:
     """One start of a training run: what the loop holds between steps."""
 
-    def __init__(self, config: Config, workdir: Path, checkpoints: Checkpoints, stop: threading.Event):
-        self.config, self.checkpoints, self.stop = config, checkpoints, stop
+    def __init__(self, config: Config, workdir: Path, checkpoints: Checkpoints, stop: threading.Event, watchdog: StallWatchdog):
+        self.config, self.checkpoints, self.stop, self.watchdog = config, checkpoints, stop, watchdog
         self.mesh = make_mesh(config.mesh)
         # Metrics of dispatched steps, and of finished ones that no log line has shown yet (part of every checkpoint).
         self.pending: list[tuple[int, StepMetrics]] = []
@@ -236,6 +243,7 @@ class Run:
         self.standing = self.standing.stepped(self.stage)
         self.pending.append((self.standing.step, metrics))
         self.timer.tick(tokens=batch.tokens_BxN.size)
+        self.watchdog.beat()
 
     def after_step(self):
         train, standing = self.config.train, self.standing
@@ -248,7 +256,7 @@ class Run:
         if is_best or self.standing.finished or standing.step % train.checkpoint_every == 0:
             self.save()
         self.checkpoints.check_errors()
-        if self.stop.is_set():
+        if reached_stop() or self.stop.is_set():
             self._leave()
 
     def _leave(self):
@@ -313,7 +321,7 @@ class Run:
                 task, self.mesh, seed=self.config.seed, split="validation", batch_size=self.batch_size,
                 batches=self.config.train.validation_batches,
             )  # fmt: skip
-            total = steps.measure(evaluate, self.state.params, self.empty_memory(), batches, self.mesh)
+            total = steps.measure(evaluate, self.state.params, self.empty_memory(), self.watchdog.each(batches), self.mesh)
         found = self.figures(total, "validation")
         if not math.isfinite(found["loss"]):
             raise self._diverged(self.standing.step, "validation loss")

@@ -1,12 +1,16 @@
-"""The folder of a run: made, locked, and tied to one config."""
+"""The folder of a run: made, locked, tied to one config, and the same for every process of the run."""
 
 import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from armt_jax.parallel.processes import gather_text, is_main
 
 # What may change between two starts of the same run without changing what it computes.
 # (Data may move: a checkpoint knows its fingerprint.)
@@ -14,6 +18,10 @@ FREE = (
     "train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh", "data.path", "data.tokenizer_path", "data.cache_dir",
     "task.background.path", "task.background.tokenizer_path", "task.background.cache_dir", "task.stories",
 )  # fmt: skip
+# Of these, what the processes of one job may each have their own of.
+LOCAL = ("data.path", "data.tokenizer_path", "data.cache_dir")
+# A file server may show a new file to the other hosts this much later.
+SHARED_WITHIN_SECONDS = 10
 
 
 class WorkdirError(RuntimeError):
@@ -39,6 +47,71 @@ def locked(workdir: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()}")
         lock.flush()
         yield
+
+
+@contextlib.contextmanager
+def held(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """The run's folder, held for all processes of a job: process 0 locks and claims it, the others must see what it wrote there.
+
+    Raises:
+        WorkdirError: on every process alike.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def take():
+            stack.enter_context(locked(workdir))
+            claim(workdir, config)
+
+        _by_main(take)
+        check_shared(workdir)
+        yield
+
+
+def _by_main(action: Callable[[], None]) -> None:
+    """Process 0 acts; a WorkdirError of its is everyone's, else the others would wait for it."""
+    problem = ""
+    if is_main():
+        try:
+            action()
+        except WorkdirError as error:
+            problem = str(error)
+    if problem := gather_text(problem)[0]:
+        raise WorkdirError(problem)
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises WorkdirError, on every process, where one of them does not see the folder of process 0."""
+    name = gather_text(f".shared-{secrets.token_hex(8)}" if is_main() else "")[0]
+    mark = workdir / name
+    if is_main():
+        mark.touch()
+    told = gather_text("written")  # after process 0 has
+    seen = _appears(mark) if len(told) > 1 else True
+    answers = gather_text("" if seen else "missing")
+    if is_main():
+        mark.unlink()
+    if missing := [process for process, answer in enumerate(answers) if answer]:
+        raise WorkdirError(
+            f"workdir {workdir} of process 0 is not the folder that process(es) {', '.join(map(str, missing))} see under that name: "
+            "put --workdir on a file system that all hosts share (NFS, Lustre, a mounted bucket)"
+        )
+
+
+def _appears(path: Path) -> bool:
+    deadline = time.monotonic() + SHARED_WITHIN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # makes a network file system look again
+    return True
+
+
+def agreed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every process of a job must have the same of, flat: the config but for where the data lies on this host."""
+    local = tuple(f"{name}." for name in LOCAL)
+    return {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(local)}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from armt_jax.checkpoint import CheckpointError, Checkpoints
 from armt_jax.config import override, plain, resolve
 from armt_jax.evaluation import sweep as sweeps
 from armt_jax.evaluation.evaluate import load
+from armt_jax.evaluation.shares import MERGE, Share
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.training import step as steps
 from armt_jax.training.optimizer import make_optimizer
@@ -277,3 +278,39 @@ def test_several_runs_in_one_file(trained, tmp_path, evaluations):
 
 def test_the_title(trained):
     assert sweeps.title(trained) == "Associative retrieval, remember: beyond the trained size"
+
+
+# -- shares ----------------------------------------------------------------------------------------------------------------
+
+
+def test_shares_take_every_point_once_and_the_last_one_reports(trained, tmp_path, evaluations):
+    whole = sweeps.run_sweep(trained, POINTS, tmp_path / "whole")
+    evaluations.sizes.clear()
+    directory = tmp_path / "shared"
+    assert sweeps.run_sweep(trained, POINTS, directory, share=Share.parse("1/2")) is None
+    assert evaluations.sizes == [4] and [path.name for path in directory.iterdir()] == ["results.share-1-of-2.jsonl"]
+    with pytest.raises(ValueError, match=r"2 of the 3 points .* \[0, 2\].*--merge"):
+        sweeps.run_sweep(trained, POINTS, directory, share=MERGE)
+    assert sweeps.run_sweep(trained, POINTS, directory, share=Share.parse("0/2")) == whole
+    assert evaluations.sizes == [4, 2, 3]
+    for name in ("results.csv", "results.jsonl"):
+        assert (directory / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert (directory / "results.png").stat().st_size
+
+
+def test_a_stopped_share_goes_on_in_any_other_number_of_shares(trained, tmp_path, evaluations):
+    evaluations.fail_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.run_sweep(trained, POINTS, tmp_path, share=Share(0, 2))
+    evaluations.fail_at = None
+    assert sweeps.run_sweep(trained, POINTS, tmp_path, share=Share(2, 4)) is None
+    assert sweeps.run_sweep(trained, POINTS, tmp_path, share=Share(3, 4)) is None
+    rows = sweeps.run_sweep(trained, POINTS, tmp_path)
+    assert [row["pairs"] for row in rows] == [2, 4, 3] and evaluations.sizes == [2, 3, 4]
+    assert sweeps.run_sweep(trained, POINTS, tmp_path, share=MERGE) == rows
+
+
+@pytest.mark.parametrize("text", ["2", "2/2", "a/b", "-1/2", "0/0", "1/2/3"])
+def test_a_share_that_is_none(text):
+    with pytest.raises(ValueError, match="I/N"):
+        Share.parse(text)
