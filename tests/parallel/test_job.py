@@ -101,7 +101,7 @@ def start_two(config, workdir, *arguments, drivers=("", "")):
     return [start(config, workdir, *arguments, job=(port, 2, i), driver=driver) for i, driver in enumerate(drivers)]
 
 
-def ends(started, timeout=100):
+def ends(started, timeout=300):
     """[(exit code, stdout, stderr)] of the processes; none outlives the test."""
     try:
         found = [process.communicate(timeout=timeout) for process in started]
@@ -148,7 +148,7 @@ def test_a_killed_process_ends_the_job_within_a_minute_and_a_restart_is_exact(co
         drivers = ["", ""]
         drivers[victim] = SIGNALLED.format(step=step, name="SIGKILL")
         began = start_two(config, workdir, drivers=drivers)
-        began[victim].wait(timeout=100)
+        began[victim].wait(timeout=300)
         died = time.monotonic()
         done = ends(began, timeout=60)
         took = time.monotonic() - died
