@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from armt_jax.config import Config, override, resolve
 from armt_jax.data import check_fingerprint
 from armt_jax.data.babilong import BabilongBatches, BabilongSamples, Sample, score
@@ -27,7 +25,7 @@ from armt_jax.evaluation.evaluate import Trained
 from armt_jax.evaluation.streaming import Question, Reader, Streams, choose_schedule
 from armt_jax.telemetry import jsonl
 from armt_jax.telemetry.progress import Progress
-from armt_jax.training.carried import abstract_memory
+from armt_jax.training.carried import remembers
 
 SCORES = ("strict", "official", "repaired")
 # Of the passages and gaps of every evaluation.
@@ -136,12 +134,12 @@ def run_pass(trained: Trained, work: Pass, directory: Path) -> list[dict[str, An
 def _read(trained: Trained, work: Pass, ids, todo: list[int], done: dict, directory: Path) -> dict[str, Any]:
     """Answers what is to do, into samples.jsonl and `done`; returns how it was read."""
     config, settings, codec = work.config, work.config.evaluation, work.config.task.codec
-    remembers = settings.memory == "on" and bool(jax.tree.leaves(abstract_memory(config.model, 1)))
+    memory = settings.memory == "on" and remembers(config.model)
     reader = _reader(trained, config, min(settings.batch_size, len(todo)))
-    streams = Streams(reader, work.document, todo, segments_at_once=settings.segments_at_once, memory=remembers)
+    streams = Streams(reader, work.document, todo, segments_at_once=settings.segments_at_once, memory=memory)
     saved = directory / f"stream-{ids[-1]}.state"
     how: dict[str, Any] = {"rows": reader.rows}
-    if not streams.resume(saved, ids[-1]) and remembers:
+    if not streams.resume(saved, ids[-1]) and memory:
         ahead = max(work.lengths) // reader.segment_length
         how["timed"] = choose_schedule(reader, config.model, settings.schedule, streams.calls[-1], ahead)
     how["schedule"] = reader.schedule

@@ -42,21 +42,11 @@ def write_results(
     Rows without a `label` make one line, named y. A y that is missing or not finite leaves a gap in its line.
     """
     series = _series(rows, x, y, label)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = {kind: directory / f"results.{kind}" for kind in ("csv", "jsonl", "png")}
-    jsonl.replace_lines(paths["jsonl"], rows)
-    jsonl.replace_text(paths["csv"], _csv_text(rows))
+    paths = write_table(rows, rows, directory) | {"png": Path(directory) / "results.png"}
+    log_x = all(value > 0 for xs, _ in series.values() for value in xs)
     plot_curves(
-        series,
-        paths["png"],
-        xlabel=_spoken(x),
-        ylabel=_spoken(y),
-        title=title,
-        trained_to=trained_to,
-        chance=chance,
-        log_x=all(value > 0 for xs, _ in series.values() for value in xs),
-    )
+        series, paths["png"], xlabel=_spoken(x), ylabel=_spoken(y), title=title, trained_to=trained_to, chance=chance, log_x=log_x
+    )  # fmt: skip
     return paths
 
 

@@ -106,15 +106,10 @@ def default_points(trained: Trained) -> list[dict[str, Any]]:
         {"data.stream": "windows", "data.segments": twice, "data.stride": 2 * row},
         {"data.stream": "windows", "data.segments": source.segments, "data.stride": max(1, row // 2)},
     ]
-    if not remembers(trained.config.model):
+    if not carry.remembers(trained.config.model):
         return readings
     off = [{**point, "evaluation.memory": "off"} for point in readings[:2]]
     return [readings[0], off[0], readings[1], off[1], readings[2]]
-
-
-def remembers(model: ModelConfig) -> bool:
-    """Whether anything passes from segment to segment."""
-    return bool(jax.tree.leaves(carry.abstract_memory(model, 1)))
 
 
 def describe(config: Config, point: Mapping[str, Any]) -> str:

@@ -167,8 +167,9 @@ class ARMT(MemoryConfig):
         key_norm: "none" (the paper) or "l2" (unit keys and queries; the authors' later code).
         positions: of the memory tokens: "running" on after the text's, or "table": rows of their own (GPT-2).
         beta_max: largest write gate; 1 as published. All tokens of a segment are written against the same old value, so M like keys
-            replace up to M beta of it, and more than 2 overshoots by more than the error: a memory that is carried on for thousands of
-            segments can then grow without bound. With key_norm "l2" and beta_max <= 2 / M it cannot.
+            replace up to M beta of it, and more than 2 overshoots by more than the error, again in every segment: a memory that is carried
+            on for thousands of segments then explodes. beta_max <= 2 / M with key_norm "l2" prevents that where the keys have their
+            mass in z; it does not keep A from growing slowly in directions that nothing overwrites.
         value_std: initial scale of W_v; 0 as published, None for 1/sqrt(D).
         memory_std: initial scale of the memory tokens; None: that of the token embeddings.
     """

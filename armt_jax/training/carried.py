@@ -71,6 +71,11 @@ def abstract_memory(config: ModelConfig, rows: int) -> GridState:
     return nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0)).init_state(rows))
 
 
+def remembers(config: ModelConfig) -> bool:
+    """Whether anything passes from segment to segment."""
+    return bool(jax.tree.leaves(abstract_memory(config, 1)))
+
+
 def abstract_carried(config: ModelConfig, rows: int, mesh: Mesh) -> Carried:
     """Shapes and shardings."""
     abstract = Carried(abstract_memory(config, rows), jax.ShapeDtypeStruct((rows,), bool))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
 from armt_jax.nn.backbones import BACKBONES, GPT2, PRESETS, BackboneConfig, GPTNeoX, Llama, TransformerXL
 from armt_jax.nn.layers import Table, dropout, layer_norm, rms_norm, row_keys
@@ -172,3 +173,17 @@ def test_dropout():
     np.testing.assert_array_equal(dropout(x, 0.25, key, 0), dropped)
     assert np.any(np.asarray(dropout(x, 0.25, key, 1)) != dropped)
     assert dropout(x, 0.25, None, 0) is x and dropout(x, 0.0, key, 0) is x
+
+
+@pytest.mark.parametrize("output_norm", [True, False])
+def test_a_norm_behind_the_last_block_bounds_what_rmt_carries(output_norm):
+    backbone = TransformerXL(
+        vocab_size=16, num_layers=2, width=16, num_heads=2, mlp_width=32, kernel_std=None, norm_place="pre", output_norm=output_norm
+    )
+    model = MemoryTransformer(ModelConfig(backbone, RMT(2), RecurrenceConfig(4)), rngs=nnx.Rngs(0))
+    tokens = jax.random.randint(jax.random.key(0), (2, 160), 0, 16)
+    early, late = (jnp.sqrt(jnp.mean(model.ingest(tokens[:, :n]).tokens ** 2)) for n in (16, 160))
+    if output_norm:
+        np.testing.assert_allclose([early, late], 1.0, atol=1e-3)
+    else:
+        assert late > 2 * early
