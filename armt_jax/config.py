@@ -51,6 +51,10 @@ class Config:
     mesh: MeshConfig
     init: InitConfig = InitConfig()
 
+    def carries_memory(self, stage: int) -> bool:
+        """Whether the memory state goes on from batch to batch in this stage's training."""
+        return self.tasks[stage].carries_state or self.train.stages[stage].keep_memory > 0
+
 
 def suggestion(name: str, known) -> str:
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
@@ -304,6 +308,11 @@ def _check_text(config: Config) -> None:
         where, rows = f"train.stages[{i}]", train.batch_of(stage)
         if stage.stop_at is not None:
             raise ValueError(f"config: {where}.stop_at = {stage.stop_at} is an exact match, and a text has no answers: use patience")
+        if stage.keep_memory:
+            raise ValueError(
+                f"config: {where}.keep_memory = {stage.keep_memory} is for generated tasks: a text goes on as data.stream says "
+                "('contiguous' carries the memory, 'windows' does not)"
+            )
         for split in ("train", "validation"):
             length, targets = source.row_length(source.size), source.num_targets(split)
             if length > targets:

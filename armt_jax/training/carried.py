@@ -1,4 +1,4 @@
-"""Memory state that goes on from batch to batch, where the source of batches says so (`carries_state`).
+"""Memory state that goes on from batch to batch, where the source of batches says so (`carries_state`), or a stage (`keep_memory`).
 
 Row r of a batch goes on where row r of the batch before ended, so its memory does, too: detached, as part of the train state, and split
 over devices like the rows of a batch. A row marked fresh starts from the empty memory instead. That one follows from the parameters (RMT's
@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from armt_jax.model import MemoryTransformer, ModelConfig
-from armt_jax.parallel.mesh import BATCH_AXES
+from armt_jax.parallel.mesh import BATCH_AXES, process_rows, put_batch
 from armt_jax.recurrence.schedules import GridState
 
 
@@ -26,6 +27,9 @@ class Carried(NamedTuple):
     state: GridState
     fresh_B: jax.Array
 
+
+# Sets these draws apart from those of batches (`tasks.base.SPLIT_IDS`): part of the key of the random stream.
+_ROWS_KEPT = 3
 
 # Which dimension runs over rows, for `sum_over_data`.
 ROWS = Carried(GridState(P(None, "data"), P("data")), P("data"))
@@ -58,6 +62,13 @@ def begin(model: MemoryTransformer, carried: Carried | None) -> GridState | None
 def end(carried: Carried | None, state: GridState) -> Carried | None:
     """What the next batch starts from."""
     return None if carried is None else Carried(jax.lax.stop_gradient(state), jnp.zeros_like(carried.fresh_B))
+
+
+def renew_rows(carried: Carried, kept: float, seed: int, step: int, rows: int, mesh: Mesh) -> Carried:
+    """Marks rows as fresh, each with probability 1 - kept: a pure function of (seed, step) on any number of hosts."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, _ROWS_KEPT, step]))
+    fresh_B = rng.random(rows) >= kept
+    return carried._replace(fresh_B=carried.fresh_B | put_batch(fresh_B[process_rows(rows, mesh)], mesh))
 
 
 def carried_shardings(mesh: Mesh) -> Carried:

@@ -149,9 +149,13 @@ class Run:
         """No answers to match: the loss is the figure."""
         return self.task.num_answers == 0
 
-    def empty_memory(self) -> carried.Carried | None:
+    @property
+    def carries(self) -> bool:
+        return self.config.carries_memory(self.standing.stage)
+
+    def empty_memory(self, carries: bool) -> carried.Carried | None:
         """What the memory state starts from where batches carry it along."""
-        return carried.fresh(self.model, self.batch_size, self.mesh) if self.task.carries_state else None
+        return carried.fresh(self.model, self.batch_size, self.mesh) if carries else None
 
     def optimizer_config(self, stage) -> tuple[OptimizerConfig, int]:
         """The stage's optimizer, and the length that its schedule needs to know."""
@@ -179,7 +183,7 @@ class Run:
         if latest is None:
             self.standing = Standing()
             params = self._first_params()
-            return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh), self.empty_memory())
+            return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh), self.empty_memory(self.carries))
         restored = self.checkpoints.restore(restore_target(self.config, self.mesh))
         # Newer ones, if any, are damaged: they would stand in the way of saving again.
         self.checkpoints.delete_after(restored.step)
@@ -202,7 +206,7 @@ class Run:
             opt_state = restart_schedule(state.opt_state)
         else:
             opt_state = steps.create_opt_state(self.optimizer(), state.params, self.mesh)
-        self.state = TrainState(state.params, opt_state, self.empty_memory())
+        self.state = TrainState(state.params, opt_state, self.empty_memory(self.carries))
 
     def save(self, *, wait: bool = False):
         self.settle()
@@ -231,7 +235,8 @@ class Run:
             rows = process_rows(self.batch_size, self.mesh)
             host = self.task.batch(self.config.seed, self.standing.step, self.batch_size, "train", rows)
             batch = put_batch(host, self.mesh)
-        step = self._train_step(self.model, optimizer, length, self.task.num_answers, self.task.carries_state)
+            self.state = self.state._replace(carried=self._starting_memory())
+        step = self._train_step(self.model, optimizer, length, self.task.num_answers, self.carries)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.standing.step)
         if (shape := batch.tokens_BxN.shape) not in self.flops_per_step:
             with self.timer.paused():  # the first call of a shape compiles
@@ -244,6 +249,13 @@ class Run:
         self.pending.append((self.standing.step, metrics))
         self.timer.tick(tokens=batch.tokens_BxN.size)
         self.watchdog.beat()
+
+    def _starting_memory(self) -> carried.Carried | None:
+        """What this step's batch starts from. A text says itself where its memory is emptied; rows of a task are drawn."""
+        if not self.carries or self.task.carries_state:
+            return self.state.carried
+        share = self.stage.keep_memory
+        return carried.renew_rows(self.state.carried, share, self.config.seed, self.standing.step, self.batch_size, self.mesh)
 
     def after_step(self):
         train, standing = self.config.train, self.standing
@@ -321,7 +333,7 @@ class Run:
                 task, self.mesh, seed=self.config.seed, split="validation", batch_size=self.batch_size,
                 batches=self.config.train.validation_batches,
             )  # fmt: skip
-            total = steps.measure(evaluate, self.state.params, self.empty_memory(), self.watchdog.each(batches), self.mesh)
+            total = steps.measure(evaluate, self.state.params, self.empty_memory(task.carries_state), self.watchdog.each(batches), self.mesh)
         found = self.figures(total, "validation")
         if not math.isfinite(found["loss"]):
             raise self._diverged(self.standing.step, "validation loss")

@@ -24,7 +24,7 @@ def restore_target(config: Config, mesh) -> Callable[[Mapping[str, Any]], TrainS
         source = config.tasks[stage]
         if source.fingerprint is not None:
             check_fingerprint(meta["data"], source.fingerprint, "the checkpoint")
-        rows = config.train.batch_of(config.train.stages[stage]) if source.carries_state else None
+        rows = config.train.batch_of(config.train.stages[stage]) if config.carries_memory(stage) else None
         return steps.abstract_state(config.model, optimizer, mesh, rows)
 
     return target

@@ -96,6 +96,21 @@ def test_a_fresh_row_starts_empty_and_the_others_go_on(mesh):
         np.testing.assert_allclose(some.state.tokens[row], expected.state.tokens[row], rtol=1e-6)
 
 
+def test_rows_are_renewed_by_share_and_by_seed_and_step_alone(mesh):
+    rows = 2000
+    carried = carry.fresh(model_config("none"), rows, mesh)
+    marked = carried._replace(fresh_B=jnp.arange(rows) < 10)
+
+    def fresh(carried, kept, seed, step):
+        return np.asarray(carry.renew_rows(carried, kept, seed, step, rows, mesh).fresh_B)
+
+    assert fresh(carried, 0.9, 0, 0).all(), "what is fresh already stays so"
+    drawn = fresh(marked, 0.9, 3, 7)
+    assert drawn[:10].all() and abs(drawn[10:].mean() - 0.1) < 0.03
+    assert np.array_equal(drawn, fresh(marked, 0.9, 3, 7))
+    assert not np.array_equal(drawn, fresh(marked, 0.9, 3, 8)) and not np.array_equal(drawn, fresh(marked, 0.9, 4, 7))
+
+
 def gradient(config, mesh, accumulate, params, carried, batch):
     graphdef, _ = steps.abstract_model(config)
     return jax.jit(functools.partial(steps.gradients, graphdef, 0, accumulate, mesh))(params, carried, batch, None)

@@ -25,14 +25,14 @@ from armt_jax.parallel.rules import path_string
 from armt_jax.telemetry.jsonl import read_lines
 from armt_jax.training import step as steps
 from armt_jax.training.loop import EXIT_PREEMPTED, NonFiniteLoss, Preempted, Run, train
-from armt_jax.training.optimizer import make_optimizer
+from armt_jax.training.restore import restore_target
 from armt_jax.training.step import StepMetrics, TrainState
 from armt_jax.training.workdir import WorkdirError, locked
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMING = {"tokens_per_s", "data_wait", "seconds_per_step", "mfu"}
 
-# Stages of 8 steps. Checkpoints at multiples of 3, at validations (4, 8, ...) that are the best so far, and at the ends of stages.
+# Stages of 8 steps; the second keeps memories from batch to batch. Checkpoints at multiples of 3, at validations (4, 8, ...) that are the best so far, and at the ends of stages.
 CONFIG = {
     "seed": 3,
     "backbone": {
@@ -46,7 +46,7 @@ CONFIG = {
         "batch_size": 4, "log_every": 5, "validate_every": 4, "validation_batches": 1, "checkpoint_every": 3, "keep_last": 3,
         "keep_optimizer": True, "tensorboard": False,
         "optimizer": {"learning_rate": 0.01, "clip": "norm"},
-        "stages": [{"steps": 8}, {"steps": 8, "task": {"pairs": 3}, "schedule": "cosine"}],
+        "stages": [{"steps": 8}, {"steps": 8, "task": {"pairs": 3}, "schedule": "cosine", "keep_memory": 0.5}],
     },
     "evaluation": {"batch_size": 4, "batches": 1},
     "mesh": {"data": 1},
@@ -65,9 +65,8 @@ def saved(workdir):
 
 def restore(workdir, step="last"):
     config = resolve(CONFIG)
-    target = steps.abstract_state(config.model, make_optimizer(config.train.optimizer, 1), make_mesh(config.mesh))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(target, step=step)
+        return checkpoints.restore(restore_target(config, make_mesh(config.mesh)), step=step)
 
 
 def named(tree):
@@ -172,6 +171,7 @@ def test_a_run_with_interruptions_ends_in_the_same_bits(uninterrupted, interrupt
     assert whole.step == parts.step == 16 and whole.meta == parts.meta
     expected, found = named(whole.state), named(parts.state)
     assert expected.keys() == found.keys() and any(name.startswith("opt_state") or name.startswith("1/") for name in expected)
+    assert any(jax.tree.leaves(jax.tree.map(jnp.any, whole.state.carried.state))), "the last stage keeps memories"
     for name, leaf in expected.items():
         assert leaf.tobytes() == found[name].tobytes(), name
 
