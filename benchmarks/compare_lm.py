@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from armt_jax.evaluation import report, text  # noqa: E402
+from armt_jax.evaluation.seeds import mean_and_deviation, mean_text  # noqa: E402
 from armt_jax.telemetry import jsonl  # noqa: E402
+from benchmarks.commands import command, config_overrides, execute, require_root  # noqa: E402
 
 SYSTEMS = ("none", "transformer_xl", "rmt", "armt", "rmt_xl", "armt_xl")
 DATASETS = ("enwik8", "wikitext2", "wikitext103")
@@ -43,22 +45,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     args.systems, args.seeds = args.systems.split(","), [int(seed) for seed in args.seeds.split(",")]
     if unknown := [s for s in args.systems if s not in SYSTEMS]:
         parser.error(f"--systems: {unknown[0]} is unknown, use some of {', '.join(SYSTEMS)}")
-    if odd := [o for o in overrides if not (o.startswith("--") and "." in o.partition("=")[0] and "=" in o)]:
-        parser.error(f"{odd[0]} is neither an argument nor an override of the config, --section.key=value")
     args.out = Path(args.out or f"runs/compare-{args.dataset}-{args.size}")
-    return args, [f"--config.{override[2:]}" for override in overrides]
-
-
-def command(*parts: str) -> list[str]:
-    """As a user would type it; run with this interpreter."""
-    return ["python", *parts]
-
-
-def execute(words: list[str]) -> None:
-    print(f"$ {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)  # 75: stopped by SIGTERM after saving; the same command goes on
+    try:
+        return args, config_overrides(overrides)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def one_run(args, overrides: list[str], system: str, seed: int) -> dict:
@@ -131,16 +122,6 @@ def print_memory(workdir: str) -> None:
     print(json.dumps(found | {"temp_mb": round(analysis.temp_size_in_bytes / 2**20, 1), "device": jax.devices()[0].device_kind}))
 
 
-def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
-    """The deviation is that of the sample (n - 1); None for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def shown(values: list[float]) -> str:
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
-
-
 def verdict(values: list[float], baseline: list[float]) -> str:
     """Whether the difference is more than twice the larger of the two deviations."""
     (mean, deviation), (base, base_deviation) = mean_and_deviation(values), mean_and_deviation(baseline)
@@ -160,7 +141,7 @@ def table(rows: list[dict], args, overrides: list[str]) -> str:
         speed, temp = statistics.median(column(group, "tokens_per_s")), group[0]["temp_mb"]
         beats = "-" if none is None or system == "none" else verdict(column(group, "test"), column(none, "test"))
         cells = (
-            system, f"{group[0]['parameters']:,}", shown(column(group, "test")), shown(column(group, "memory_off")), f"{speed:,.0f}",
+            system, f"{group[0]['parameters']:,}", mean_text(column(group, "test")), mean_text(column(group, "memory_off")), f"{speed:,.0f}",
             f"{temp:,.0f}", beats,
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -174,8 +155,7 @@ def table(rows: list[dict], args, overrides: list[str]) -> str:
 
 def main():
     args, overrides = arguments()
-    if Path.cwd() != ROOT:
-        sys.exit(f"error: start it in {ROOT}, where the commands that it prints belong")
+    require_root()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in args.seeds:  # seed by seed: every system has something early on

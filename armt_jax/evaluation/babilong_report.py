@@ -11,7 +11,6 @@ one stands beside them.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from armt_jax.data.babilong.published import PUBLISHED
 from armt_jax.evaluation import report
+from armt_jax.evaluation.seeds import mean_and_deviation
 from armt_jax.telemetry import jsonl
 
 Row = Mapping[str, Any]
@@ -75,7 +75,7 @@ def lines(rows: Sequence[Row], score: str = "exact_match") -> list[Line]:
 
 
 def _cell(values: list[float]) -> Cell:
-    return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    return Cell(*mean_and_deviation(values), len(values))
 
 
 def _task_order(task: str) -> int:

@@ -228,7 +228,8 @@ class Counting:
 
     def train_step(self, state, batch, key):
         values = dict.fromkeys(StepMetrics._fields, 1.0) | {"bad_segment": -1} | self.bad.get(len(self.done) + 1, {})
-        return jax.tree.map(lambda leaf: leaf + 1, state), StepMetrics(**{name: jnp.float32(value) for name, value in values.items()})
+        state = jax.tree.map(lambda leaf: leaf if leaf.dtype == bool else leaf + 1, state)
+        return state, StepMetrics(**{name: jnp.float32(value) for name, value in values.items()})
 
     def run(self, workdir, **changes):
         config = override(CONFIG, {key.replace("__", "."): value for key, value in changes.items()})
