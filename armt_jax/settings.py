@@ -118,7 +118,7 @@ class Stage:
 
     def __post_init__(self):
         if not 0 <= self.keep_memory < 1:
-            raise ValueError(f"stage keep_memory = {self.keep_memory} is a share of rows: it must lie in [0, 1), some rows must start empty")
+            raise ValueError(f"stage keep_memory = {self.keep_memory} is a share of rows, and some must start empty: it must lie in [0, 1)")
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"stage schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}, or None")
         if self.batch_size is not None and self.batch_size < 1:

@@ -141,8 +141,8 @@ def table(rows: list[dict], args, overrides: list[str]) -> str:
         speed, temp = statistics.median(column(group, "tokens_per_s")), group[0]["temp_mb"]
         beats = "-" if none is None or system == "none" else verdict(column(group, "test"), column(none, "test"))
         cells = (
-            system, f"{group[0]['parameters']:,}", mean_text(column(group, "test")), mean_text(column(group, "memory_off")), f"{speed:,.0f}",
-            f"{temp:,.0f}", beats,
+            system, f"{group[0]['parameters']:,}", mean_text(column(group, "test")), mean_text(column(group, "memory_off")),
+            f"{speed:,.0f}", f"{temp:,.0f}", beats,
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     words = command("benchmarks/compare_lm.py", f"--dataset={args.dataset}", "--data_path=DIR", f"--size={args.size}")

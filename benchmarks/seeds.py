@@ -7,7 +7,8 @@ From the root of the repository. Each run is a process of its own, `python train
 printed. Started again, finished runs are not repeated and a broken one goes on from its checkpoint. Other arguments, --a.b=value, are
 overrides of the config for all runs.
 
-Written to --out (default runs/seeds-<config>): results.csv, results.jsonl (a row a size and seed), results.png, table.md, and <seed>/, the runs.
+Written to --out (default runs/seeds-<config>): results.csv, results.jsonl (a row a size and seed), results.png, table.md, and the runs
+under their seeds.
 """
 
 import argparse

@@ -183,7 +183,8 @@ class Run:
         if latest is None:
             self.standing = Standing()
             params = self._first_params()
-            return self.standing, TrainState(params, steps.create_opt_state(self.optimizer(), params, self.mesh), self.empty_memory(self.carries))
+            opt_state = steps.create_opt_state(self.optimizer(), params, self.mesh)
+            return self.standing, TrainState(params, opt_state, self.empty_memory(self.carries))
         restored = self.checkpoints.restore(restore_target(self.config, self.mesh))
         # Newer ones, if any, are damaged: they would stand in the way of saving again.
         self.checkpoints.delete_after(restored.step)
@@ -333,7 +334,8 @@ class Run:
                 task, self.mesh, seed=self.config.seed, split="validation", batch_size=self.batch_size,
                 batches=self.config.train.validation_batches,
             )  # fmt: skip
-            total = steps.measure(evaluate, self.state.params, self.empty_memory(task.carries_state), self.watchdog.each(batches), self.mesh)
+            memory = self.empty_memory(task.carries_state)
+            total = steps.measure(evaluate, self.state.params, memory, self.watchdog.each(batches), self.mesh)
         found = self.figures(total, "validation")
         if not math.isfinite(found["loss"]):
             raise self._diverged(self.standing.step, "validation loss")

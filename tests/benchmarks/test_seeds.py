@@ -21,7 +21,8 @@ def given(monkeypatch):
         commands.append(words)
         workdir = pathlib.Path(next(w for w in words if w.startswith("--workdir=")).partition("=")[2])
         (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
-        rows = [{"label": "armt", "pairs": pairs, "seed": int(workdir.name), "exact_match": 1.0 - 0.1 * int(workdir.name)} for pairs in (4, 8)]
+        seed = int(workdir.name)
+        rows = [{"label": "armt", "pairs": pairs, "seed": seed, "exact_match": 1.0 - 0.1 * seed} for pairs in (4, 8)]
         jsonl.replace_lines(workdir / "evaluation" / "results.jsonl", rows)
 
     monkeypatch.setattr(seeds, "execute", execute)

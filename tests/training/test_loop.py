@@ -32,7 +32,8 @@ from armt_jax.training.workdir import WorkdirError, locked
 ROOT = pathlib.Path(__file__).parents[2]
 TIMING = {"tokens_per_s", "data_wait", "seconds_per_step", "mfu"}
 
-# Stages of 8 steps; the second keeps memories from batch to batch. Checkpoints at multiples of 3, at validations (4, 8, ...) that are the best so far, and at the ends of stages.
+# Stages of 8 steps; the second keeps memories from batch to batch. Checkpoints at multiples of 3, at validations (4, 8, ...) that are the
+# best so far, and at the ends of stages.
 CONFIG = {
     "seed": 3,
     "backbone": {
