@@ -44,7 +44,7 @@ def run(argv):
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     from armt_jax.config import resolve
     from armt_jax.data import TextSource
-    from armt_jax.data.babilong import BabilongBatches
+    from armt_jax.evaluation import samples
     from armt_jax.evaluation import sweep as sweeps
     from armt_jax.evaluation.evaluate import load, run_config
     from armt_jax.evaluation.shares import ALL, MERGE, Share
@@ -68,52 +68,16 @@ def run(argv):
     if _STORIES.value:
         points = [{"task.stories": _STORIES.value, **point} for point in points]
     out = Path(_OUT.value) if _OUT.value else trained.workdir / "evaluation"
-    kinds = {TextSource: on_text, BabilongBatches: on_babilong}
-    next((on for kind, on in kinds.items() if isinstance(trained.config.task, kind)), on_task)(trained, points, out, share)
-
-
-def on_babilong(trained, points, out, share):
-    from armt_jax.evaluation import babilong_report
-    from armt_jax.evaluation import sweep as sweeps
-
-    rows = sweeps.run_sweep(trained, points, out, share=share)
-    print(f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {rows[0]['trained_to']:,} tokens; exact match in percent")
-    print(babilong_report.table(babilong_report.beside(rows)))
-    print(f"results: {out}/table.md, heatmap.png, results.csv, results.jsonl, samples.jsonl")
-
-
-def unfinished(share, out):
-    print(f"share {share.index} of {share.count} is done, others are not: {out}/{share.file}. The last one, or --merge, writes the report")
-
-
-def on_task(trained, points, out, share):
-    from armt_jax.evaluation import sweep as sweeps
-
     rows = sweeps.run_sweep(trained, points, out, share=share)
     if rows is None:
-        return unfinished(share, out)
-    size = trained.config.task.size_name
-    print(f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {trained.trained_to} {size}")
-    print(sweeps.table({rows[0]["label"]: rows}, size))
-    print(f"results: {out}/results.csv, results.jsonl, results.png")
-
-
-def on_text(trained, points, out, share):
-    from armt_jax.evaluation import samples, text
-    from armt_jax.evaluation import sweep as sweeps
-
-    source = trained.config.task
-    rows = sweeps.run_sweep(trained, text.default_points(trained) if points == [{}] else points, out, share=share)
-    if rows is None:
-        return unfinished(share, out)
-    print(f"{trained.workdir.name}, checkpoint of step {trained.step}, {source.segments} segments of {source.segment_length} tokens")
-    print(source.corpus.open().report())
-    print(text.table(rows))
-    files = "results.csv, results.jsonl, by_segment.png, by_position.png"
-    if _SAMPLES.value:
+        print(
+            f"share {share.index} of {share.count} is done, others are not: {out}/{share.file}. The last one, or --merge, writes the report"
+        )
+        return
+    print(sweeps.show(trained, rows, out))
+    if _SAMPLES.value and isinstance(trained.config.task, TextSource):
         samples.write_samples(trained, out, count=_SAMPLES.value, new_tokens=_SAMPLE_TOKENS.value, temperature=_TEMPERATURE.value)
-        files += ", samples.txt"
-    print(f"results: {out}/{files}")
+        print(f"continuations: {out}/samples.txt")
 
 
 def main(argv):

@@ -96,6 +96,7 @@ def run(argv):
 def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
     """The config's own sweep over every run, then all in one table and plot."""
     from armt_jax.evaluation import sweep as sweeps
+    from armt_jax.evaluation import task as tasks
     from armt_jax.evaluation.evaluate import load
     from armt_jax.evaluation.report import plot_training
     from armt_jax.parallel.processes import is_main
@@ -106,9 +107,9 @@ def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
         results[label or sweeps.memory_name(trained)] = sweeps.run_sweep(trained, points, workdir / "evaluation", label)
     if not is_main():
         return
-    print(sweeps.table(results, trained.config.task.size_name))
+    print(tasks.table(results, trained.config.task.size_name))
     if len(results) > 1:
-        sweeps.compare(results, base, trained)
+        tasks.compare(results, base, trained)
     plot_training({label or path.stem: workdir / "metrics.jsonl" for label, workdir in workdirs.items()}, base / "training.png")
     print(f"plots: {base if len(results) > 1 else workdir / 'evaluation'}/results.png, {base}/training.png")
 

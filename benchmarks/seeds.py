@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from armt_jax.evaluation import report, sweep  # noqa: E402
+from armt_jax.evaluation import report, task  # noqa: E402
 from armt_jax.evaluation.seeds import mean_text  # noqa: E402
 from armt_jax.telemetry import jsonl  # noqa: E402
 from benchmarks.commands import command, config_overrides, execute, require_root  # noqa: E402
@@ -81,7 +81,7 @@ def main():
     trained = load(args.out / str(args.seeds[0]))
     size = trained.config.task.size_name
     rows = [row for run in runs for row in run["rows"]]
-    report.write_results(rows, args.out, x=size, y="exact_match", title=sweep.title(trained), trained_to=trained.trained_to)
+    report.write_results(rows, args.out, x=size, y="exact_match", title=task.title(trained), trained_to=trained.trained_to)
     found = table(runs, size)
     (args.out / "table.md").write_text(found)
     print(f"\n{found}\nresults: {args.out}/table.md, results.csv, results.jsonl, results.png")

@@ -22,6 +22,7 @@ from armt_jax.data import check_fingerprint
 from armt_jax.data.babilong import BabilongBatches, BabilongSamples, Sample, score
 from armt_jax.evaluation import babilong_report, report
 from armt_jax.evaluation.evaluate import Trained
+from armt_jax.evaluation.shares import ALL, Share
 from armt_jax.evaluation.streaming import Question, Reader, Streams, choose_schedule
 from armt_jax.telemetry import jsonl
 from armt_jax.telemetry.progress import Progress
@@ -89,8 +90,16 @@ def passes(config: Config) -> list[Pass]:
     return made
 
 
-def run(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str) -> list[dict[str, Any]]:
-    """Every point's passes, as far as they are not done; then tables and plots of all; returns a row for each task and length."""
+def run(
+    trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str, share: Share = ALL
+) -> list[dict[str, Any]]:
+    """Every point's passes, as far as they are not done; then tables and plots of all; returns a row for each task and length.
+
+    Raises:
+        ValueError: a share of the points is asked for.
+    """
+    if share is not ALL:
+        raise ValueError("--share, --merge: an evaluation on BABILong is not shared yet; run it in one process")
     directory.mkdir(parents=True, exist_ok=True)
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
     planned = []
@@ -108,6 +117,14 @@ def run(trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, 
     found = sorted(rows.values(), key=lambda row: (row["task"], row["length"], row["facts_within"] or 0))
     babilong_report.write(found, directory)
     return found
+
+
+def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -> str:
+    """What a terminal shows of the rows."""
+    trained_to = rows[0]["trained_to"]
+    head = f"{trained.workdir.name}, checkpoint of step {trained.step}, trained to {trained_to:,} tokens; exact match in percent"
+    found = babilong_report.table(babilong_report.beside(rows))
+    return f"{head}\n{found}\nresults: {directory}/table.md, heatmap.png, results.csv, results.jsonl, samples.jsonl"
 
 
 def point_config(trained: Trained, point: Mapping[str, Any]) -> Config:

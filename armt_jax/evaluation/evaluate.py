@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,12 @@ def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | N
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(restore_target(config, mesh), step=checkpoint)
     return Trained(workdir, raw, config, mesh, restored.state.params, restored.step)
+
+
+def identity(trained: Trained, point: Mapping[str, Any]) -> str:
+    """Names a result: same checkpoint, same config, same overrides."""
+    text = json.dumps([trained.step, trained.raw, dict(point)], sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,20 +1,16 @@
 """A sweep: a list of config overrides, each one evaluated and written down at once, so that a stopped sweep goes on where it was."""
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from armt_jax.config import override, resolve
 from armt_jax.data import TextSource
 from armt_jax.data.babilong import BabilongBatches
-from armt_jax.evaluation import babilong, report, text
-from armt_jax.evaluation.evaluate import Trained, evaluate
-from armt_jax.evaluation.shares import ALL, Results, Share
-from armt_jax.parallel.processes import is_main
-from armt_jax.telemetry.progress import Progress
+from armt_jax.evaluation import babilong, task, text
+from armt_jax.evaluation.evaluate import Trained
+from armt_jax.evaluation.shares import ALL, Share
+from armt_jax.tasks import BatchSource
 
 # What an evaluation may change: the rest belongs to the checkpoint. Single keys are those that change no parameter.
 CHANGEABLE = ("task", "data", "evaluation", "recurrence", "memory.cache_length", "memory.same_length", "backbone.clamp_len")
@@ -46,72 +42,27 @@ def read_sweep(path: str | Path) -> list[dict[str, Any]]:
     return points
 
 
-def identity(trained: Trained, point: Mapping[str, Any]) -> str:
-    """Names a result: same checkpoint, same config, same overrides."""
-    text = json.dumps([trained.step, trained.raw, dict(point)], sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def memory_name(trained: Trained) -> str:
+    return trained.raw.get("memory", {"name": "none"})["name"]
+
+
+# How a run on a kind of source is evaluated: a module with `run` and `show`. The first that fits.
+KINDS = ((TextSource, text), (BabilongBatches, babilong), (BatchSource, task))
+
+
+def kind_of(trained: Trained):
+    """The module that evaluates such a run."""
+    return next(module for source, module in KINDS if isinstance(trained.config.task, source))
 
 
 def run_sweep(
     trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str | None = None, share: Share = ALL
 ) -> list[dict[str, Any]] | None:
-    """Evaluates every point of the share that `directory` does not hold yet; when no share misses a point, writes CSV, JSONL and a plot,
-    and returns the rows in order; else None."""
-    label = label or memory_name(trained)
-    if isinstance(trained.config.task, TextSource):
-        return text.run(trained, points, directory, identity, label, share)
-    if isinstance(trained.config.task, BabilongBatches):
-        if share is not ALL:
-            raise ValueError("--share, --merge: an evaluation on BABILong is not shared yet; run it in one process")
-        return babilong.run(trained, points, directory, label)
-    # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
-    planned = [(dict(point), resolve(override(trained.raw, point)), identity(trained, point)) for point in points]
-    sizes = [config.task.size for _, config, _ in planned]
-    if len(set(sizes)) < len(sizes):
-        repeated = next(size for size in sizes if sizes.count(size) > 1)
-        name = trained.config.task.size_name
-        raise ValueError(f"two points of the sweep have {name} = {repeated}, and one curve has one value per size: make two sweeps of it")
-    results, mine = Results(directory, share), share.of(planned)
-    progress = Progress(len(mine), "point", enabled=is_main())
-    for i, (point, config, name) in enumerate(mine):
-        if name not in results.done:
-            settings = config.evaluation
-            found = evaluate(
-                trained, config.model, config.task, batch_size=settings.batch_size, batches=settings.batches, memory=settings.memory
-            )
-            size = {config.task.size_name: config.task.size}
-            facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
-            results.add({"label": label, **size, **found, **facts})
-        progress.update(i + 1, **{config.task.size_name: config.task.size}, exact_match=results.done[name]["exact_match"])
-    progress.close()
-    rows = results.complete([name for _, _, name in planned])
-    if rows is not None and is_main():
-        x = trained.config.task.size_name
-        report.write_results(rows, directory, x=x, y="exact_match", title=title(trained), trained_to=trained.trained_to)
-    return rows
+    """Evaluates every point of the share that `directory` does not hold yet; when no share misses a point, writes tables and plots of all,
+    and returns the rows; else None."""
+    return kind_of(trained).run(trained, points, directory, label or memory_name(trained), share)
 
 
-def memory_name(trained: Trained) -> str:
-    return trained.raw.get("memory", {"name": "none"})["name"]
-
-
-def title(trained: Trained) -> str:
-    task = trained.raw["task"]
-    return f"{task['name'].replace('_', ' ').capitalize()}{', ' + task['mode'] if 'mode' in task else ''}: beyond the trained size"
-
-
-def compare(results: Mapping[str, Sequence[Mapping[str, Any]]], directory: Path, trained: Trained) -> None:
-    """One table and plot over several runs: results.csv, results.jsonl, results.png."""
-    rows = [dict(row, label=label) for label, part in results.items() for row in part]
-    x = trained.config.task.size_name
-    report.write_results(rows, directory, x=x, y="exact_match", title=title(trained), trained_to=trained.trained_to)
-
-
-def table(results: Mapping[str, Sequence[Mapping[str, Any]]], x: str, y: str = "exact_match") -> str:
-    """Rows: runs. Columns: sizes."""
-    sizes = sorted({row[x] for part in results.values() for row in part})
-    rows = []
-    for label, part in results.items():
-        found = {row[x]: row[y] for row in part}
-        rows.append({x: label} | {str(size): f"{found[size]:.3f}" if size in found else "-" for size in sizes})
-    return report.format_table(rows, [x, *map(str, sizes)])
+def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -> str:
+    """What a terminal shows of a sweep's rows."""
+    return kind_of(trained).show(trained, rows, directory)

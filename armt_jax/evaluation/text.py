@@ -26,7 +26,7 @@ from armt_jax.config import CORPUS_FIELDS, Config, override, resolve, stream_fie
 from armt_jax.data import STREAMS, ContiguousStreams, check_fingerprint, text_metrics
 from armt_jax.data.metrics import PUBLISHED_AS
 from armt_jax.evaluation import report
-from armt_jax.evaluation.evaluate import MEMORY, Trained
+from armt_jax.evaluation.evaluate import MEMORY, Trained, identity
 from armt_jax.evaluation.shares import ALL, Results, Share
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import put_batch, replicated, sum_over_data
@@ -144,14 +144,12 @@ def row(trained: Trained, config: Config, point: Mapping[str, Any], reading: Rea
 # -- a run's evaluation --------------------------------------------------------------------------------------------------------
 
 def run(
-    trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, identity, label: str, share: Share = ALL
+    trained: Trained, points: Sequence[Mapping[str, Any]], directory: Path, label: str, share: Share = ALL
 ) -> list[dict[str, Any]] | None:
     """Every reading of the share that `directory` does not hold yet; when no share misses one, CSV, JSONL and plots of all, and the rows
-    in order; else None.
-
-    Args:
-        identity: (trained, point) -> what names a result.
+    in order; else None. One point that changes nothing stands for the `default_points`.
     """
+    points = default_points(trained) if list(points) == [{}] else points
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
     planned = [(dict(point), point_config(trained.raw, point), identity(trained, point)) for point in points]
     for point, config, _ in planned:
@@ -192,6 +190,14 @@ def write_curves(rows: Sequence[Mapping[str, Any]], directory: Path, title: str,
         ]
         if curve:
             report.write_curves(curve, directory / f"by_{name}", x=name, y="nats_per_token", title=title, label=key)
+
+
+def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -> str:
+    """What a terminal shows of the rows."""
+    source = trained.config.task
+    head = f"{trained.workdir.name}, checkpoint of step {trained.step}, {source.segments} segments of {source.segment_length} tokens"
+    files = "results.csv, results.jsonl, by_segment.png, by_position.png"
+    return f"{head}\n{source.corpus.open().report()}\n{table(rows)}\nresults: {directory}/{files}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from armt_jax.checkpoint import CheckpointError, Checkpoints
 from armt_jax.config import override, plain, resolve
+from armt_jax.evaluation import evaluate, report, task
 from armt_jax.evaluation import sweep as sweeps
 from armt_jax.evaluation.evaluate import load
 from armt_jax.evaluation.shares import MERGE, Share
@@ -65,7 +66,7 @@ class Evaluations:
 
     def __init__(self, monkeypatch):
         self.sizes, self.fail_at = [], None
-        monkeypatch.setattr(sweeps, "evaluate", self)
+        monkeypatch.setattr(task, "evaluate", self)
 
     def __call__(self, trained, model, task, *, batch_size, batches, memory):
         if task.size == self.fail_at:
@@ -175,17 +176,17 @@ def test_another_checkpoint_has_other_results(tmp_path, evaluations):
     rows = sweeps.run_sweep(load(workdir), POINTS, tmp_path / "out")
     assert evaluations.sizes == [2, 4, 3] * 2 and {row["step"] for row in rows} == {8}
     assert [row["loss"] for row in rows] == [10.0, 12.0, 11.0]
-    assert sweeps.report.read_results(tmp_path / "out" / "results.jsonl") == rows
+    assert report.read_results(tmp_path / "out" / "results.jsonl") == rows
 
 
 def test_what_a_result_is_known_by(trained):
-    name = sweeps.identity(trained, {"task.pairs": 2})
-    assert name == sweeps.identity(trained, {"task.pairs": 2}) and len(name) == 16
+    name = evaluate.identity(trained, {"task.pairs": 2})
+    assert name == evaluate.identity(trained, {"task.pairs": 2}) and len(name) == 16
     others = [
-        sweeps.identity(trained, {"task.pairs": 3}),
-        sweeps.identity(trained, {"task.pairs": 2, "task.num_keys": 4}),
-        sweeps.identity(dataclasses.replace(trained, step=9), {"task.pairs": 2}),
-        sweeps.identity(dataclasses.replace(trained, raw=override(CONFIG, {"seed": 4})), {"task.pairs": 2}),
+        evaluate.identity(trained, {"task.pairs": 3}),
+        evaluate.identity(trained, {"task.pairs": 2, "task.num_keys": 4}),
+        evaluate.identity(dataclasses.replace(trained, step=9), {"task.pairs": 2}),
+        evaluate.identity(dataclasses.replace(trained, raw=override(CONFIG, {"seed": 4})), {"task.pairs": 2}),
     ]
     assert len({name, *others}) == 5
 
@@ -260,7 +261,7 @@ def test_the_table():
         "armt": [{"pairs": 16, "exact_match": 1.0}, {"pairs": 2, "exact_match": 0.98765}],
         "none": [{"pairs": 2, "exact_match": 0.0625}, {"pairs": 500, "exact_match": 0.05}],
     }
-    assert sweeps.table(results, "pairs").splitlines() == [
+    assert task.table(results, "pairs").splitlines() == [
         "pairs  2      16     500",
         "-----  -----  -----  -----",
         "armt   0.988  1.000  -",
@@ -270,14 +271,14 @@ def test_the_table():
 
 def test_several_runs_in_one_file(trained, tmp_path, evaluations):
     results = {label: sweeps.run_sweep(trained, POINTS, tmp_path / label, label) for label in ("armt", "rmt")}
-    sweeps.compare(results, tmp_path, trained)
-    rows = sweeps.report.read_results(tmp_path / "results.jsonl")
+    task.compare(results, tmp_path, trained)
+    rows = report.read_results(tmp_path / "results.jsonl")
     assert [(row["label"], row["pairs"]) for row in rows] == [(label, pairs) for label in ("armt", "rmt") for pairs in (2, 4, 3)]
     assert (tmp_path / "results.png").stat().st_size > 1000 and (tmp_path / "results.csv").read_text().count("\n") == 7
 
 
 def test_the_title(trained):
-    assert sweeps.title(trained) == "Associative retrieval, remember: beyond the trained size"
+    assert task.title(trained) == "Associative retrieval, remember: beyond the trained size"
 
 
 # -- shares ----------------------------------------------------------------------------------------------------------------
