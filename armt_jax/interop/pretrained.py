@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from armt_jax.config import resolve_backbone, resolve_memory
 from armt_jax.interop.huggingface import backbone_of, check_same, read_config
 from armt_jax.interop.names import Entry, backbone_entries, by_path, family_of, own_entries, reference_entries
-from armt_jax.interop.tensor_files import Tensors, open_tensors
+from armt_jax.interop.tensor_files import Stored, Tensors, open_tensors
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
 from armt_jax.parallel.rules import path_string
@@ -119,10 +119,18 @@ def _is_tied_head(name: str, found: Checkpoint, config: ModelConfig) -> bool:
     if not config.backbone.tie_embeddings or not name.endswith(f"{family.head}.weight"):
         return False
     table = next(entry.theirs for entry in found.entries if entry.ours == ("embed/table",))
-    if not np.array_equal(found.tensors[name], found.tensors[table]):
+    if not _same_tensor(found.tensors.stored[name], found.tensors.stored[table]):
         where = found.tensors.where
         raise ValueError(f"{where}: tensor {name!r} differs from the token table {table!r}: set backbone.tie_embeddings = False")
     return True
+
+
+def _same_tensor(one: Stored, other: Stored, rows: int = 1024) -> bool:
+    """Compared by blocks of rows: two whole tables at once may be too much for a host."""
+    if one.shape != other.shape:
+        return False
+    blocks = (slice(start, min(start + rows, one.shape[0])) for start in range(0, one.shape[0], rows))
+    return all(np.array_equal(one.read(block), other.read(block)) for block in blocks)
 
 
 def load_parameters(found: Checkpoint, config: ModelConfig, params: Any) -> Any:
