@@ -33,7 +33,7 @@ from armt_jax.interop.huggingface import fields_of
 from armt_jax.interop.model_card import Origin, model_card
 from armt_jax.interop.names import Entry, backbone_entries, own_entries, reference_entries
 from armt_jax.interop.pretrained import OWN_TYPE, Checkpoint, abstract_shapes, load_parameters
-from armt_jax.interop.tensor_files import Tensor, open_tensors, write_safetensors
+from armt_jax.interop.tensor_files import Tensor, open_tensors, write_weights
 from armt_jax.memory.associative import ARMT
 from armt_jax.memory.presets import MEMORIES
 from armt_jax.memory.recurrent_tokens import RMT
@@ -46,7 +46,6 @@ from armt_jax.training.workdir import WorkdirError
 
 FORMATS = ("hf", "reference", "backbone")
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-WEIGHTS = "model.safetensors"
 
 
 class ParityError(RuntimeError):
@@ -104,8 +103,8 @@ def describe(config: ModelConfig, format: str) -> Written:
     return Written(own_entries(abstract_shapes(config)), fields, (parity.MODELING,))
 
 
-def write_weights(path: Path, model: MemoryTransformer, entries: list[Entry], dtype: str) -> None:
-    """The model's parameters as a safetensors file, one tensor after the other."""
+def tensors_of(model: MemoryTransformer, entries: list[Entry], dtype: str) -> list[Tensor]:
+    """The model's parameters as tensors to write, each made when its turn comes."""
     if dtype not in DTYPES:
         raise ValueError(f"--dtype={dtype} must be one of {', '.join(DTYPES)}")
     kind = np.dtype(DTYPES[dtype])
@@ -122,13 +121,13 @@ def write_weights(path: Path, model: MemoryTransformer, entries: list[Entry], dt
 
         return Tensor(entry.theirs, shape, kind, make)
 
-    write_safetensors(path, [tensor(entry) for entry in entries])
+    return [tensor(entry) for entry in entries]
 
 
 def _read_back(folder: Path, model: MemoryTransformer, written: Written, dtype: str) -> int:
     """How many parameters differ from the written file's (rounded to its dtype)."""
     graphdef, params = nnx.split(model)
-    found = Checkpoint(open_tensors(folder / WEIGHTS), tuple(written.entries))
+    found = Checkpoint(open_tensors(folder), tuple(written.entries))
     again = load_parameters(found, model.config, params)
     rounded = jax.tree.map(lambda a: np.asarray(a).astype(DTYPES[dtype]).astype(np.float32), params)
     return sum(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(jax.tree.map(np.asarray, again))))
@@ -138,7 +137,7 @@ def _check(folder: Path, model: MemoryTransformer, written: Written, format: str
     """Raises ParityError for a figure past its bar."""
     differing = _read_back(folder, model, written, dtype)
     if differing:
-        raise ParityError(f"{differing} parameters read back from {WEIGHTS} differ from the model's: nothing was kept")
+        raise ParityError(f"{differing} parameters read back from the written weights differ from the model's: nothing was kept")
     if format == "reference":
         return []
     # In a shorter dtype both sides compute with what was written.
@@ -180,7 +179,7 @@ def export(
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
-        write_weights(partial / WEIGHTS, model, written.entries, dtype)
+        write_weights(partial, tensors_of(model, written.entries, dtype))
         config_name = "config.json"
         (partial / config_name).write_text(json.dumps({**written.fields, "dtype": dtype, "torch_dtype": dtype}, indent=1) + "\n")
         for file in written.code:

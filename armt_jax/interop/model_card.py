@@ -26,10 +26,13 @@ new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20
     "backbone": """from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{name}")""",
-    "reference": """from safetensors.torch import load_file
+    "reference": """from pathlib import Path
+
+from safetensors.torch import load_file
 
 # into the published wrapper around a backbone of config.json's sizes; its settings are under "armt_jax" there
-model.load_state_dict(load_file("{name}/model.safetensors"), strict=False)    # a tied head is not stored twice""",
+for file in Path("{name}").glob("*.safetensors"):
+    model.load_state_dict(load_file(file), strict=False)        # a tied head is not stored twice""",
 }
 # In metrics.jsonl, what the validation of a step found.
 VALIDATION = "validation_"

@@ -8,6 +8,7 @@ Known forms, told apart by what is in the folder:
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from armt_jax.config import resolve_backbone, resolve_memory
 from armt_jax.interop.huggingface import backbone_of, check_same, read_config
 from armt_jax.interop.names import Entry, backbone_entries, by_path, family_of, own_entries, reference_entries
-from armt_jax.interop.tensor_files import Tensors, open_tensors
+from armt_jax.interop.tensor_files import Stored, Tensors, open_tensors
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
 from armt_jax.parallel.rules import path_string
@@ -119,55 +120,88 @@ def _is_tied_head(name: str, found: Checkpoint, config: ModelConfig) -> bool:
     if not config.backbone.tie_embeddings or not name.endswith(f"{family.head}.weight"):
         return False
     table = next(entry.theirs for entry in found.entries if entry.ours == ("embed/table",))
-    if not np.array_equal(found.tensors[name], found.tensors[table]):
+    if not _same_tensor(found.tensors.stored[name], found.tensors.stored[table]):
         where = found.tensors.where
         raise ValueError(f"{where}: tensor {name!r} differs from the token table {table!r}: set backbone.tie_embeddings = False")
     return True
 
 
-def load_parameters(found: Checkpoint, config: ModelConfig, params: Any) -> Any:
-    """`params` with the checkpoint's tensors in their places, each on the devices and in the parts where the initial one lay.
+def _same_tensor(one: Stored, other: Stored, rows: int = 1024) -> bool:
+    """Compared by blocks of rows: two whole tables at once may be too much for a host."""
+    if one.shape != other.shape:
+        return False
+    blocks = (slice(start, min(start + rows, one.shape[0])) for start in range(0, one.shape[0], rows))
+    return all(np.array_equal(one.read(block), other.read(block)) for block in blocks)
 
-    What the checkpoint does not have stays: the memory's parameters, and the rows by which a position table is grown. Memory tokens are
-    scaled to the imported token embeddings (unless memory.memory_std says otherwise). Keep no other reference to `params`: then no more
-    than one parameter is there twice.
+
+def load_parameters(found: Checkpoint, config: ModelConfig, like: Any, seed: int = 0) -> Any:
+    """The checkpoint's parameters, each on the devices and in the parts that `like` has it.
+
+    like: the parameters, or their shapes with shardings (ShapeDtypeStruct). What the checkpoint does not have is initialised from `seed`,
+    and that alone: the memory's parameters, and the rows by which a position table is grown. Memory tokens are scaled to the imported
+    token embeddings (unless memory.memory_std says otherwise).
+
+    On the host there is never more than the devices' parts of the parameters, and one tensor of the checkpoint.
     """
     held = by_path(found.entries)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [path_string(path) for path, _ in leaves]
-    values = [leaf for _, leaf in leaves]
-    del leaves, params
-    for i, path in enumerate(paths):
-        if path == "positions/table" and found.grown is not None:
-            values[i] = _grown(values[i], held[path], found)
-        elif path in held:
-            shape, sharding = values[i].shape, values[i].sharding
-            values[i] = None  # the initial one goes before its successor comes
-            values[i] = _loaded(shape, sharding, held[path], found.tensors)
-    if "token_memory/tokens" in paths and "token_memory/tokens" not in held and config.memory.memory_std is None:
-        place = paths.index("token_memory/tokens")
-        scale = jnp.std(values[paths.index("embed/table")]) / max(config.backbone.token_std, 1e-30)
-        values[place] = jax.jit(jnp.multiply, out_shardings=values[place].sharding)(values[place], scale)
-    return jax.tree_util.tree_unflatten(treedef, values)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {path_string(path): leaf for path, leaf in leaves}
+    values = _initial(config, seed, {p: leaf.sharding for p, leaf in wanted.items() if p not in held or _is_grown(p, found)})
+    for path, leaf in wanted.items():
+        if path not in held:
+            continue
+        if path in values:
+            values[path] = _grown(values[path], held[path], found)
+        else:
+            values[path] = _loaded(leaf.shape, leaf.sharding, held[path], found.tensors)
+    if "token_memory/tokens" in wanted and "token_memory/tokens" not in held and config.memory.memory_std is None:
+        tokens = values["token_memory/tokens"]
+        scale = jnp.std(values["embed/table"]) / max(config.backbone.token_std, 1e-30)
+        values["token_memory/tokens"] = jax.jit(jnp.multiply, out_shardings=tokens.sharding)(tokens, scale)
+    return jax.tree_util.tree_unflatten(treedef, [values[path] for path in wanted])
+
+
+def _is_grown(path: str, found: Checkpoint) -> bool:
+    return path == "positions/table" and found.grown is not None
+
+
+def _initial(config: ModelConfig, seed: int, placed: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """{path: parameter} of these parameters as a new model has them: the others are never computed. placed: {path: sharding}."""
+    if not placed:
+        return {}
+
+    def init():
+        params = nnx.split(MemoryTransformer(config, rngs=nnx.Rngs(seed)))[1]
+        every = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        return {path: every[path] for path in placed}
+
+    return jax.jit(init, out_shardings=dict(placed))()
 
 
 def _loaded(shape: tuple[int, ...], sharding: Any, held: list[tuple[Entry, int]], tensors: Tensors) -> jax.Array:
-    """One parameter, float32. A device's part of it is all that is made at once."""
+    """One parameter, float32. Every tensor of it is read once, and cut into the parts of the devices here."""
+    bounds = lambda index: tuple(i.indices(n)[:2] for i, n in zip(index, shape))
+    needed = {bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()}
+    blocks = {place: _aligned(tuple(end - start for start, end in place)) for place in needed}
+    for row, (entry, part) in enumerate(held):
+        layered = entry.layer is not None
+        taking = [place for place in blocks if not layered or place[0][0] <= row < place[0][1]]
+        if not taking:
+            continue
+        whole = entry.parts(tensors[entry.theirs])[part]
+        for place in taking:
+            target = blocks[place][row - place[0][0]] if layered else blocks[place]
+            target[...] = whole[tuple(slice(*ends) for ends in (place[1:] if layered else place))]
+        del whole
+    return jax.make_array_from_callback(shape, sharding, lambda index: blocks[bounds(index)])
 
-    def part(entry: Entry, place: int, index) -> np.ndarray:
-        return entry.parts(tensors[entry.theirs])[place][index]
 
-    def block(index):
-        if held[0][0].layer is None:
-            return np.array(part(*held[0], index), np.float32, order="C")
-        layers = range(*index[0].indices(shape[0]))
-        sizes = (len(range(*i.indices(n))) for i, n in zip(index[1:], shape[1:]))
-        out = np.empty((len(layers), *sizes), np.float32)
-        for row, layer in enumerate(layers):
-            out[row] = part(*held[layer], index[1:])
-        return out
-
-    return jax.make_array_from_callback(shape, sharding, block)
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An empty float32 array that begins at a multiple of 64 bytes: such a one a CPU device takes as it is, any other it copies."""
+    size = 4 * math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def _grown(initial: jax.Array, held: list[tuple[Entry, int]], found: Checkpoint) -> jax.Array:
@@ -210,7 +244,7 @@ def load_model(
         recurrence = RecurrenceConfig(max(1, room))
     config = ModelConfig(backbone, memory, recurrence, dtype)
     found = open_checkpoint(path, config)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0))))
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0))))
     place = SingleDeviceSharding(jax.devices()[0])
-    make = jax.jit(lambda: nnx.split(MemoryTransformer(config, rngs=nnx.Rngs(seed)))[1], out_shardings=place)
-    return nnx.merge(graphdef, load_parameters(found, config, make()))
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), abstract)
+    return nnx.merge(graphdef, load_parameters(found, config, like, seed))

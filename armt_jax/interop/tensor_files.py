@@ -1,7 +1,4 @@
-"""Files of named tensors: safetensors read through a memory map and written one tensor after the other, PyTorch's .bin read safely.
-
-The safetensors format: 8 bytes with the header's length, the header (JSON: name -> dtype, shape, place), then the bytes of all tensors.
-"""
+"""Files of named tensors: safetensors, read and written by its own library, tensor by tensor; PyTorch's .bin, read safely."""
 
 import importlib
 import json
@@ -12,22 +9,26 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+# The library's names. Of bfloat16 it makes ml_dtypes' array.
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
     "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SHARD_BYTES = 5 * 10**9
+WHOLE = slice(None)
 
 
 class Stored(NamedTuple):
-    """A tensor in a file: nothing of it is read before `read` is called, and of a memory map only what is looked at."""
+    """A tensor in a file. Nothing of it is read before `read` is called: with all of its rows, or with slice(first, last) of them."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    read: Callable[[slice], np.ndarray]
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -37,7 +38,7 @@ class Tensors(Mapping[str, np.ndarray]):
         self.stored, self.where = stored, where
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.stored[name].read()
+        return self.stored[name].read(WHOLE)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
@@ -83,35 +84,22 @@ def _read_file(path: Path) -> dict[str, Stored]:
     return _read_bin(path) if path.suffix in (".bin", ".pt", ".pth") else _read_safetensors(path)
 
 
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is no whole safetensors file: {why}")
-
-
 def _read_safetensors(path: Path) -> dict[str, Stored]:
-    size = path.stat().st_size
-    if size < 8:
-        raise _damaged(path, f"it has {size} bytes")
-    data = np.memmap(path, np.uint8, mode="r")
-    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    if begin > size:
-        raise _damaged(path, f"its header should end at byte {begin}, and the file has {size}")
     try:
-        header = json.loads(data[8:begin].tobytes())
-        header.pop("__metadata__", None)
-        return {name: _stored(path, data, begin, size, name, **entry) for name, entry in header.items()}
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise _damaged(path, f"its header cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _stored(path: Path, data, begin: int, size: int, name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> Stored:
-    if dtype not in DTYPES:
-        raise ValueError(f"{path}: tensor {name!r} is of dtype {dtype}, which cannot be read; known are {', '.join(DTYPES)}")
-    kind, (start, end) = np.dtype(DTYPES[dtype]), data_offsets
-    if end - start != math.prod(shape) * kind.itemsize or start < 0:
-        raise _damaged(path, f"tensor {name!r} of shape {shape} and dtype {dtype} cannot have {end - start} bytes")
-    if begin + end > size:
-        raise _damaged(path, f"tensor {name!r} should end at byte {begin + end}, and the file has {size}: it is truncated")
-    return Stored(path, tuple(shape), kind, lambda: data[begin + start : begin + end].view(kind).reshape(shape))
+        file = safe_open(path, framework="np")
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path} ({size:,} bytes) is no whole safetensors file, it may be truncated: {error}") from error
+    stored = {}
+    for name in file.keys():
+        part = file.get_slice(name)
+        if part.get_dtype() not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise ValueError(f"{path}: tensor {name!r} is of dtype {part.get_dtype()}, which cannot be read; known are {known}")
+        # The library's slices begin at one dimension.
+        read = lambda rows, name=name, part=part: file.get_tensor(name) if rows == WHOLE else part[rows]
+        stored[name] = Stored(path, tuple(part.get_shape()), np.dtype(DTYPES[part.get_dtype()]), read)
+    return stored
 
 
 def _read_bin(path: Path) -> dict[str, Stored]:
@@ -136,7 +124,11 @@ def _read_bin(path: Path) -> dict[str, Stored]:
     def stored(tensor) -> Stored:
         brain = tensor.dtype == torch.bfloat16
         kind = np.dtype(ml_dtypes.bfloat16) if brain else tensor[..., :0].numpy().dtype if tensor.ndim else tensor.numpy().dtype
-        read = lambda: tensor.view(torch.int16).numpy().view(kind) if brain else tensor.numpy()
+
+        def read(rows: slice) -> np.ndarray:
+            part = tensor if rows == WHOLE else tensor[rows]
+            return part.view(torch.int16).numpy().view(kind) if brain else part.numpy()
+
         return Stored(path, tuple(tensor.shape), kind, read)
 
     return {name: stored(tensor) for name, tensor in tensors.items()}
@@ -150,22 +142,42 @@ class Tensor(NamedTuple):
     dtype: np.dtype
     make: Callable[[], np.ndarray]
 
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def write_safetensors(path: Path, tensors: Iterable[Tensor]) -> None:
-    """Writes one tensor after the other: no two of them need to exist at once."""
-    tensors = sorted(tensors, key=lambda t: t.name)
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for t in tensors:
-        size = math.prod(t.shape) * t.dtype.itemsize
-        header[t.name] = {"dtype": NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for t in tensors:
-            array = np.asarray(t.make(), order="C")
-            if array.shape != t.shape or array.dtype != t.dtype:
-                raise ValueError(f"tensor {t.name!r} became {array.dtype}{list(array.shape)}, promised was {t.dtype}{list(t.shape)}")
-            file.write(array.reshape(-1).view(np.uint8).data)
+    """One file. All its tensors exist at once."""
+    arrays = {t.name: _made(t) for t in tensors}
+    save_file(arrays, path, metadata={"format": "pt"})
+
+
+def _made(tensor: Tensor) -> np.ndarray:
+    # The library writes the bytes as they lie, whatever the strides say.
+    array = np.asarray(tensor.make(), order="C")
+    if array.shape != tensor.shape or array.dtype != tensor.dtype:
+        promised = f"{tensor.dtype}{list(tensor.shape)}"
+        raise ValueError(f"tensor {tensor.name!r} became {array.dtype}{list(array.shape)}, promised was {promised}")
+    return array
+
+
+def write_weights(folder: Path, tensors: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """model.safetensors, or shards of at most `shard_bytes` with an index, one after the other: the tensors of one exist at once."""
+    shards, room = [], 0
+    for tensor in tensors:
+        if tensor.bytes > room or not shards:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(tensor)
+        room -= tensor.bytes
+    if len(shards) <= 1:
+        write_safetensors(folder / WEIGHTS[0], shards[0] if shards else [])
+        return
+    places = {}
+    for i, shard in enumerate(shards, 1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / name, shard)
+        places |= {tensor.name: name for tensor in shard}
+    index = {"metadata": {"total_size": sum(t.bytes for shard in shards for t in shard)}, "weight_map": places}
+    (folder / f"{WEIGHTS[0]}.index.json").write_text(json.dumps(index, indent=1) + "\n")

@@ -192,9 +192,10 @@ class Run:
         return Standing(**restored.meta["standing"]), restored.state
 
     def _first_params(self):
-        make = lambda: steps.create_params(self.config.model, self.config.seed, self.mesh)
-        pretrained = check_init(self.config)
-        return make() if pretrained is None else load_parameters(pretrained, self.config.model, make())
+        model, seed, pretrained = self.config.model, self.config.seed, check_init(self.config)
+        if pretrained is None:
+            return steps.create_params(model, seed, self.mesh)
+        return load_parameters(pretrained, model, steps.abstract_params(model, self.mesh), seed)
 
     def _enter_next_stage(self):
         """The next stage starts from the best parameters of this one."""

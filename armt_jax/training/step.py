@@ -54,6 +54,12 @@ def create_params(config: ModelConfig, seed: int, mesh) -> Any:
     return jax.jit(init, out_shardings=shardings(abstract, mesh))()
 
 
+def abstract_params(config: ModelConfig, mesh) -> Any:
+    """Shapes and shardings of the parameters."""
+    _, params = abstract_model(config)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, shardings(params, mesh))
+
+
 def create_opt_state(optimizer: optax.GradientTransformation, params: Any, mesh) -> Any:
     """A fresh optimizer state, laid out like the parameters."""
     return jax.jit(optimizer.init, out_shardings=opt_state_shardings(optimizer, params, mesh))(params)
