@@ -68,7 +68,8 @@ class Origin:
             return []
         head = f"Tokenizer: `{tokenizer.kind}`, {tokenizer.vocab_size:,} ids."
         if tokenizer.in_library() is not None:
-            return [head, "", "```python", f'tokenizer = transformers.AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)', "```", ""]
+            call = f'tokenizer = transformers.AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)'
+            return [head, "", "```python", call, "```", ""]
         why = "transformers has none that gives the same ids for every text; armt_jax has:"
         call = f'tokenizer = {type(tokenizer).__name__}.load(pathlib.Path("{name}"))      # encode(text), decode(ids)'
         code = ["import pathlib", "", f"from armt_jax.data.tokenizers import {type(tokenizer).__name__}", "", call]
