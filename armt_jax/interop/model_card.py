@@ -48,14 +48,32 @@ class Origin:
     tokenizer: Tokenizer | None
 
     def save_tokenizer(self, folder: Path) -> None:
-        """The tokenizer's files, and what transformers needs to know of GPT-2's."""
+        """The tokenizer's own files, and tokenizer.json with what AutoTokenizer needs, where the `tokenizers` library has its like."""
         if self.tokenizer is None:
             return
         self.tokenizer.save(folder)
-        if self.tokenizer.kind == "gpt2":
-            end = "<|endoftext|>"
-            fields = dict(tokenizer_class="GPT2Tokenizer", bos_token=end, eos_token=end, unk_token=end, padding_side="left")
-            (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=1) + "\n")
+        library = self.tokenizer.in_library()
+        if library is None:
+            return
+        (folder / "tokenizer.json").write_text(library.to_str(), "utf-8")
+        fields = dict(tokenizer_class="PreTrainedTokenizerFast", padding_side="left", clean_up_tokenization_spaces=False)
+        if self.tokenizer.end_id is not None:
+            fields["eos_token"] = library.id_to_token(self.tokenizer.end_id)
+        (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=1) + "\n")
+
+    def how_to_tokenize(self, name: str) -> list[str]:
+        """Lines of the card."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return []
+        head = f"Tokenizer: `{tokenizer.kind}`, {tokenizer.vocab_size:,} ids."
+        if tokenizer.in_library() is not None:
+            call = f'tokenizer = transformers.AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)'
+            return [head, "", "```python", call, "```", ""]
+        why = "transformers has none that gives the same ids for every text; armt_jax has:"
+        call = f'tokenizer = {type(tokenizer).__name__}.load(pathlib.Path("{name}"))      # encode(text), decode(ids)'
+        code = ["import pathlib", "", f"from armt_jax.data.tokenizers import {type(tokenizer).__name__}", "", call]
+        return [f"{head} {why}", "", "```python", *code, "```", ""]
 
     def metrics(self) -> dict[str, float]:
         """The last validation up to the exported step."""
@@ -69,15 +87,14 @@ class Origin:
         return found
 
 
-def _origin(origin: Origin | None) -> list[str]:
+def _origin(name: str, origin: Origin | None) -> list[str]:
     if origin is None:
         return []
     source = origin.raw.get("data") or origin.raw.get("task")
     run = f"Step {origin.step} of the run `{origin.workdir.name}`, trained with armt_jax {__version__}."
     lines = ["## Where it comes from", "", run, ""]
     lines += [f"Data: `{json.dumps(source)}`", ""]
-    if origin.tokenizer is not None:
-        lines += [f"Tokenizer: `{origin.tokenizer.kind}`, {origin.tokenizer.vocab_size:,} ids.", ""]
+    lines += origin.how_to_tokenize(name)
     metrics = origin.metrics()
     if metrics:
         lines += ["| validation | |", "|---|---:|", *(f"| {n.removeprefix(VALIDATION)} | {v:.6g} |" for n, v in metrics.items()), ""]
@@ -109,6 +126,6 @@ def model_card(
         "---", "library_name: transformers", "tags: [memory, long-context]", "---", "", f"# {name}", "",
         f"{backbone} with {memory}, {count:,} parameters in {dtype}, segments of {config.recurrence.segment_length} tokens.",
         "", "## Load", "", "```python", LOAD[format].format(name=name), "```", "",
-        *_origin(origin), "## Agreement", "", *_agreement(figures, format),
+        *_origin(name, origin), "## Agreement", "", *_agreement(figures, format),
     ]  # fmt: skip
     return "\n".join(parts)

@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -71,6 +71,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into an existing folder."""
+
+    def in_library(self) -> Any | None:
+        """A `tokenizers.Tokenizer` that gives the same ids and text, for programs without this package. None: there is none."""
+        return None
 
     @classmethod
     @abc.abstractmethod

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -79,6 +79,14 @@ class GPT2Tokenizer(Tokenizer):
         (folder / VOCABULARY_FILES[0]).write_text(json.dumps(self._vocabulary), encoding="utf-8")
         merges = "".join(f"{left} {right}\n" for left, right in self._merges)
         (folder / MERGES_FILES[0]).write_text("#version: 0.2\n" + merges, encoding="utf-8")
+
+    def in_library(self) -> Any:
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders
+
+        library = Library.from_str(self._library.to_str())
+        library.decoder = decoders.ByteLevel()
+        return library
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from armt_jax.data.errors import DataError
 from armt_jax.data.tokenizers.base import Tokenizer, utf8
+from armt_jax.data.tokenizers.gpt2 import byte_symbols
 
 _CODE_POINTS = 0x110000
 FILE = "characters.txt"
@@ -36,6 +37,16 @@ class ByteTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         pass
+
+    def in_library(self) -> Any:
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders, models, pre_tokenizers
+
+        # Byte-level BPE without a single merge.
+        library = Library(models.BPE(vocab={symbol: byte for byte, symbol in byte_symbols().items()}, merges=[]))
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.decoder = decoders.ByteLevel()
+        return library
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -90,6 +101,16 @@ class CharacterTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text("".join(f"U+{point:04X}\n" for point in self._points[1:]))
+
+    def in_library(self) -> Any:
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Library
+
+        ids = {"<unk>": 0} | {chr(point): i for i, point in enumerate(self._points[1:], 1)}
+        library = Library(models.WordLevel(vocab=ids, unk_token="<unk>"))
+        library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        library.decoder = decoders.Fuse()
+        return library
 
     @classmethod
     def load(cls, path: Path) -> Self:

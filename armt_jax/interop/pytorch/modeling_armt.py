@@ -96,6 +96,9 @@ class MemoryState(NamedTuple):
     def detach(self) -> "MemoryState":
         return MemoryState(*(None if t is None else t.detach() for t in self))
 
+    def by_layer(self) -> "LayerStates":
+        return LayerStates(*(None if t is None else t.unbind(0) for t in (self.A, self.z)), self.tokens)
+
     def rows(self, index: torch.Tensor) -> "MemoryState":
         """These rows of the batch."""
         axes = (1, 1, 0)
@@ -107,15 +110,36 @@ class MemoryState(NamedTuple):
         return sizes[0] if sizes else None
 
 
-def choose(live: torch.Tensor | None, new: MemoryState, old: MemoryState) -> MemoryState:
+class LayerStates(NamedTuple):
+    """A MemoryState within a row: A and z are of one tensor a layer, for stacking them after every segment would copy all of them."""
+
+    A: tuple[torch.Tensor, ...] | None = None
+    z: tuple[torch.Tensor, ...] | None = None
+    tokens: torch.Tensor | None = None
+
+    def stacked(self) -> MemoryState:
+        return MemoryState(*(None if ts is None else torch.stack(ts) for ts in (self.A, self.z)), self.tokens)
+
+    def detach(self) -> "LayerStates":
+        layers = (None if ts is None else tuple(t.detach() for t in ts) for ts in (self.A, self.z))
+        return LayerStates(*layers, None if self.tokens is None else self.tokens.detach())
+
+
+def choose(live: torch.Tensor | None, new: LayerStates, old: LayerStates) -> LayerStates:
     """`new` in the rows marked, `old` elsewhere."""
     if live is None:
         return new
-    shapes = ((1, -1, 1, 1, 1), (1, -1, 1, 1), (-1, 1, 1))
-    return MemoryState(*(n if n is None else torch.where(live.view(s), n, o) for n, o, s in zip(new, old, shapes)))
+    pick = lambda n, o: torch.where(live.view(-1, *(1,) * (n.dim() - 1)), n, o)
+    layers = (None if n is None else tuple(map(pick, n, o)) for n, o in zip(new[:2], old[:2]))
+    return LayerStates(*layers, None if new.tokens is None else pick(new.tokens, old.tokens))
 
 
 # ---- the backbone ----
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """float32, where it is not float64."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class RMSNorm(nn.Module):
@@ -125,7 +149,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x):
-        y = x.float()
+        y = wide(x)
         return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.epsilon)).to(x.dtype) * self.weight
 
 
@@ -164,14 +188,19 @@ class Rotary:
         blend = min(max((turns - low_factor) / (high_factor - low_factor), 0.0), 1.0)
         return f * ((1 - blend) / factor + blend)
 
-    def __call__(self, x, positions):
-        """x [B, H, T, d], positions [T] or [B, T]."""
-        angles = positions[..., None].float() * torch.tensor(self.frequencies, device=x.device)
+    def angles(self, positions):
+        """Cosine and sine, for all layers: [1 or B, 1, T, rotated / 2]; positions [T] or [B, T]."""
+        angles = positions[..., None].float() * torch.tensor(self.frequencies, device=positions.device)
         angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
-        cos, sin = angles.cos(), angles.sin()
-        turned, kept = x[..., : self.rotated], x[..., self.rotated :]
-        a, b = turned.float().chunk(2, dim=-1)
-        return torch.cat([torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype), kept], -1)
+        return angles.cos(), angles.sin()
+
+    @staticmethod
+    def turn(x, angles):
+        """x [B, H, T, d]."""
+        cos, sin = angles
+        rotated = 2 * cos.shape[-1]
+        a, b = wide(x[..., :rotated]).chunk(2, dim=-1)
+        return torch.cat([torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype), x[..., rotated:]], -1)
 
 
 class Attention(nn.Module):
@@ -183,14 +212,14 @@ class Attention(nn.Module):
         self.key = nn.Linear(D, self.kv_heads * d, bias=bias)
         self.value = nn.Linear(D, self.kv_heads * d, bias=bias)
         self.output = nn.Linear(self.heads * d, D, bias=bias)
-        self.rotary = None if config.backbone["name"] == "gpt2" else Rotary(config)
 
-    def forward(self, x, positions, mask, past):
-        """mask: added to the scores, None: plainly causal. past: keys and values that stand before these, or None. Returns (y, both)."""
+    def forward(self, x, angles, mask, past):
+        """angles: Rotary's, or None. mask: added to the scores, None: plainly causal. past: keys and values that stand before these, or
+        None. Returns (y, both)."""
         B, T, _ = x.shape
         q, k, v = (f(x).view(B, T, -1, self.head_size).transpose(1, 2) for f in (self.query, self.key, self.value))
-        if self.rotary is not None:
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
+        if angles is not None:
+            q, k = Rotary.turn(q, angles), Rotary.turn(k, angles)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         seen = (k, v)
@@ -225,8 +254,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.backbone["dropout"])
         self.parallel = config.backbone["name"] == "gpt_neox" and config.backbone.get("parallel_residual", True)
 
-    def forward(self, x, positions, mask, past):
-        y, seen = self.attention(self.norm_attention(x), positions, mask, past)
+    def forward(self, x, angles, mask, past):
+        y, seen = self.attention(self.norm_attention(x), angles, mask, past)
         after = x + self.dropout(y)
         return after + self.dropout(self.mlp(self.norm_mlp(x if self.parallel else after))), seen
 
@@ -251,7 +280,7 @@ class AssociativeMemory(nn.Module):
 
     def _heads(self, x):
         """[B, T, D] -> [B, H, T, D / H], float32."""
-        return x.float().view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return wide(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _features(self, x):
         """DPFP (arXiv 2102.11174): u = [relu(x), relu(-x)] times its rolls by 1..nu."""
@@ -276,7 +305,7 @@ class AssociativeMemory(nn.Module):
     def write(self, m, A, z):
         """m [B, M, D] -> the new A and z. All memory tokens look at the old ones: a parallel delta rule."""
         k, v = self._features(self.key(m)), self._heads(self.value(m))
-        beta = self.beta_max * self._heads(torch.sigmoid(self.beta(m).float()))
+        beta = self.beta_max * self._heads(torch.sigmoid(wide(self.beta(m))))
         old, weight = self._recall(k, A, z)
         gamma = torch.ones_like(weight)
         if self.correction:
@@ -348,6 +377,7 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         backbone = config.backbone
         self.embed = Table(config.vocab_size, config.hidden_size)
         self.positions = Table(config.position_rows, config.hidden_size) if backbone["name"] == "gpt2" else None
+        self.rotary = Rotary(config) if self.positions is None else None
         self.token_memory = MemoryTokens(config) if config.back else None
         self.dropout = nn.Dropout(backbone["dropout"])
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
@@ -377,11 +407,11 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         """The empty memory of `batch` rows."""
         c = self.config
         if c.memory["name"] == "rmt":
-            return MemoryState(tokens=self.token_memory.tokens.float().expand(batch, -1, -1))
+            return MemoryState(tokens=wide(self.token_memory.tokens).expand(batch, -1, -1))
         if c.memory["name"] == "armt":
             memory = self.layers[0].memory
             shape = (c.num_hidden_layers, batch, memory.heads, memory.key_features)
-            zeros = lambda *s: torch.zeros(*s, dtype=torch.float32, device=self.embed.weight.device)
+            zeros = lambda *s: torch.zeros(*s, dtype=wide(self.embed.weight[:0]).dtype, device=self.embed.weight.device)
             return MemoryState(A=zeros(*shape, c.hidden_size // memory.heads), z=zeros(*shape))
         return MemoryState()
 
@@ -428,11 +458,12 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         if self.positions is not None:
             x = x + self.positions(positions)
         x = self.dropout(x)
+        angles = None if self.rotary is None else self.rotary.angles(positions)
         outputs, seen = [], []
         for i, layer in enumerate(self.layers):
             if layer.memory is not None:
                 x = layer.memory.read(x, state.A[i], state.z[i])
-            x, pair = layer.block(x, positions, mask, None if past is None else past[i])
+            x, pair = layer.block(x, angles, mask, None if past is None else past[i])
             outputs.append(x[:, x.shape[1] - self.config.back :])
             seen.append(pair)
         return self.final_norm(x), outputs, seen
@@ -441,11 +472,11 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         """The state after a segment whose last places are the memory tokens."""
         M = self.config.back
         if state.tokens is not None:
-            return MemoryState(tokens=hidden[:, hidden.shape[1] - M :].float())
+            return LayerStates(tokens=wide(hidden[:, hidden.shape[1] - M :]))
         if state.A is None:
             return state
         new = [layer.memory.write(m, state.A[i], state.z[i]) for i, (layer, m) in enumerate(zip(self.layers, outputs))]
-        return MemoryState(A=torch.stack([A for A, _ in new]), z=torch.stack([z for _, z in new]))
+        return LayerStates(A=tuple(A for A, _ in new), z=tuple(z for _, z in new))
 
     def _segment(self, ids, valid, state):
         """A whole segment with its memory tokens: (hidden of the real tokens, the state after it)."""
@@ -467,6 +498,7 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         T, N = self.config.segment_length, ids.shape[1]
         S = -(-N // T)
         first = N - (S - 1) * T if self.config.align == "right" else T
+        state = state.by_layer()
         edges = [0, *range(first, N, T), N]
         hidden, truncate = [], self.config.bptt_segments
         for s in range(S):
@@ -475,7 +507,7 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
             here = slice(edges[s], edges[s + 1])
             out, state = self._segment(ids[:, here], None if valid is None else valid[:, here], state)
             hidden.append(out)
-        return torch.cat(hidden, 1), state
+        return torch.cat(hidden, 1), state.stacked()
 
     # -- decoding --
 
@@ -486,8 +518,9 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
             B, valid = o.valid.shape[0], o.valid
             x, positions = self._memory_tokens(o.state, B), self._back_positions(o.filled, valid)
             places = F.pad(valid, (self.config.front, self.config.back), value=True)
-            hidden, outputs, _ = self._stack(x, positions, self._mask(self.config.back, places), o.state, o.layers)
-            o.state = choose(valid.any(-1), self._written(hidden, outputs, o.state), o.state)
+            before = o.state.by_layer()
+            hidden, outputs, _ = self._stack(x, positions, self._mask(self.config.back, places), before, o.layers)
+            o.state = choose(valid.any(-1), self._written(hidden, outputs, before), before).stacked()
         o.clear()
 
     def _extend(self, o, ids, valid):
@@ -515,7 +548,8 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
             take = min(T - o.filled, ids.shape[1])
             here = None if valid is None else valid[:, :take]
             if o.filled == 0 and ids.shape[1] > T:
-                out, o.state = self._segment(ids[:, :take], here, o.state)
+                out, after = self._segment(ids[:, :take], here, o.state.by_layer())
+                o.state = after.stacked()
             else:
                 out = self._extend(o, ids[:, :take], here)
             hidden.append(out)
