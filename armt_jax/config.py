@@ -246,6 +246,43 @@ def resolve(config: Any) -> Config:
             ValueError, where the data does not fit.)
     """
     config = plain(config)
+    _check_sections(config)
+    task = _resolve_source(config, {}, "task" if "task" in config else "data")
+    model = resolve_model(config, task)
+    train, tasks = _resolve_train(config)
+    resolved = Config(
+        seed=config.get("seed", 0), model=model, task=task, tasks=tasks, train=train,
+        models=tuple(resolve_model(config, each) for each in tasks),
+        evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
+        mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"), init=_build(InitConfig, config.get("init", {}), "init"),
+    )  # fmt: skip
+    _check_mesh(resolved)
+    check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
+    check(resolved)
+    for i, each in enumerate((task, *tasks)):
+        if each.vocab_size > model.backbone.vocab_size:
+            kind = "task" if "task" in config else "data"
+            where = kind if i == 0 else f"train.stages[{i - 1}].{kind}"
+            raise ValueError(
+                f"config: {where} needs a vocabulary of {each.vocab_size}, more than backbone.vocab_size = {model.backbone.vocab_size}: "
+                "raise backbone.vocab_size"
+            )
+    return resolved
+
+
+def resolve_without_data(config: Any) -> Config:
+    """As `resolve`, and a text is not opened: enough to compile a program. What is wrong with the text is not found."""
+    config = plain(config)
+    _check_sections(config)
+    train, tasks = _resolve_train(config)
+    models = tuple(resolve_model(config, each) for each in tasks)
+    mesh = _build(MeshConfig, config.get("mesh", {}), "mesh")
+    resolved = Config(config.get("seed", 0), models[0], tasks[0], tasks, models, train, EvaluationConfig(), mesh)
+    _check_mesh(resolved)
+    return resolved
+
+
+def _check_sections(config: Mapping[str, Any]) -> None:
     for name in config:
         if name not in SECTIONS:
             raise ValueError(f"config: unknown section {name}{suggestion(name, SECTIONS)}")
@@ -258,26 +295,28 @@ def resolve(config: Any) -> Config:
     _check_type("seed", config.get("seed", 0), "int")
     if not 0 <= config.get("seed", 0) < 2**32:
         raise ValueError(f"config: seed = {config['seed']} must lie in 0..2**32 - 1")
-    task = _resolve_source(config, {}, "task" if "task" in config else "data")
-    model = resolve_model(config, task)
-    train, tasks = _resolve_train(config)
-    resolved = Config(
-        seed=config.get("seed", 0), model=model, task=task, tasks=tasks, train=train,
-        models=tuple(resolve_model(config, each) for each in tasks),
-        evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
-        mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"), init=_build(InitConfig, config.get("init", {}), "init"),
-    )  # fmt: skip
-    check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
-    check(resolved)
-    for i, each in enumerate((task, *tasks)):
-        if each.vocab_size > model.backbone.vocab_size:
-            kind = "task" if "task" in config else "data"
-            where = kind if i == 0 else f"train.stages[{i - 1}].{kind}"
+
+
+def _check_mesh(config: Config) -> None:
+    """What has to fit together between the mesh, the model and the batches. An axis of -1 is known only when the devices are."""
+    mesh, train, layers = config.mesh.sizes, config.train, config.model.backbone.num_layers
+    parts, stages = mesh["data"] * mesh["fsdp"], mesh["stage"]
+    memory = config.model.memory
+    if stages != 1 and not (memory.layer_class.layer_local and memory.token_class.layer_local):
+        raise ValueError(
+            f"config: mesh.stage = {stages} lets devices work on different segments at a time, which needs layer-local memory, and memory "
+            f"{type(memory).__name__} is not: the stack's output for one segment enters the first layer of the next. Use mesh.stage = 1, "
+            "or memory 'parallel_rmt'"
+        )
+    if stages > 1 and layers % stages:
+        raise ValueError(f"config: mesh.stage = {stages} does not divide backbone.num_layers = {layers}: every stage holds equally many")
+    for i, stage in enumerate(train.stages):
+        rows = train.batch_of(stage)
+        if -1 not in (mesh["data"], mesh["fsdp"]) and rows % (parts * train.accumulate):
             raise ValueError(
-                f"config: {where} needs a vocabulary of {each.vocab_size}, more than backbone.vocab_size = {model.backbone.vocab_size}: "
-                "raise backbone.vocab_size"
+                f"config: a batch of {rows} rows (train.stages[{i}]) does not divide over mesh.data * mesh.fsdp = {parts} and "
+                f"train.accumulate = {train.accumulate}, and every row keeps its place: make it a multiple of {parts * train.accumulate}"
             )
-    return resolved
 
 
 def _check_task(config: Config) -> None:
@@ -300,12 +339,12 @@ def _check_babilong(config: Config) -> None:
 
 def _check_text(config: Config) -> None:
     """What has to fit together around a text."""
-    mesh, train = config.mesh.sizes, config.train
+    train = config.train
     missing = [split for split in ("train", "validation") if split not in config.task.corpus.splits]
     if missing:
         raise ValueError(f"config: data.splits = {config.task.corpus.splits} lacks {missing[0]!r}: training needs 'train' and 'validation'")
     for i, (stage, source) in enumerate(zip(train.stages, config.tasks, strict=True)):
-        where, rows = f"train.stages[{i}]", train.batch_of(stage)
+        where = f"train.stages[{i}]"
         if stage.stop_at is not None:
             raise ValueError(f"config: {where}.stop_at = {stage.stop_at} is an exact match, and a text has no answers: use patience")
         if stage.keep_memory:
@@ -320,14 +359,6 @@ def _check_text(config: Config) -> None:
                     f"config: a row of data.segments = {source.segments} segments of {source.segment_length} tokens is longer than the "
                     f"{targets:,} targets of split {split!r}: shorten it"
                 )
-        if -1 in (mesh["data"], mesh["fsdp"]):
-            continue
-        parts = mesh["data"] * mesh["fsdp"]
-        if rows % (parts * train.accumulate):
-            raise ValueError(
-                f"config: a batch of {rows} rows ({where}) does not divide over mesh.data * mesh.fsdp = {parts} and train.accumulate = "
-                f"{train.accumulate}, and every row keeps its place: make it a multiple of {parts * train.accumulate}"
-            )
 
 
 def override(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

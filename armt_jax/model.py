@@ -16,6 +16,7 @@ from flax import nnx
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.nn.backbones import BackboneConfig
 from armt_jax.nn.layers import Shared, Table, dropout, row_keys
+from armt_jax.nn.placement import ROWS, WHOLE, constrain, constrain_state
 from armt_jax.recurrence import schedules, segments
 from armt_jax.recurrence.cell import Cell, Layer
 from armt_jax.recurrence.gradients import GRADIENTS
@@ -173,7 +174,12 @@ class MemoryTransformer(nnx.Module):
         layers = jax.vmap(lambda p: nnx.merge(graphdef, p).memory.init_state(batch))(params)
         if not jax.tree.leaves(layers):
             layers = ()
-        return GridState(layers, self.token_memory.init_state(batch))
+        tokens = jax.tree.map(lambda leaf: constrain(leaf, ROWS), self.token_memory.init_state(batch))
+        return GridState(constrain_state(layers, self.state_features(layers)), tokens)
+
+    def state_features(self, layers):
+        """See `LayerMemory.state_features`; `layers` is the state of the layers, in which nothing may be remembered at all."""
+        return self.layers.memory.state_features() if jax.tree.leaves(layers) else ()
 
     def __call__(
         self,
@@ -234,8 +240,10 @@ class MemoryTransformer(nnx.Module):
             reset_BxS=reset_BxS, bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
         )  # fmt: skip
         enter, leave, around = self._around(layout, B)
-        grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave)
-        x_SxBxTxD = self.embed_tokens(segments.split(tokens_BxN, recurrence.segment_length, recurrence.align))
+        features = self.state_features(state.layers)
+        grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave, features)
+        tokens_SxBxT = constrain(segments.split(tokens_BxN, recurrence.segment_length, recurrence.align), WHOLE, ROWS)
+        x_SxBxTxD = constrain(self.embed_tokens(tokens_SxBxT), WHOLE, ROWS)
         run = SCHEDULES[recurrence.schedule]
         hidden, state = run(grid, recurrence.gradient, recurrence.anchor_every, GridParams(layers, around), state, x_SxBxTxD, frames)
         return hidden, state, valid

@@ -8,7 +8,7 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from armt_jax.config import Config, override, plain, resolve
+from armt_jax.config import Config, override, plain, resolve, resolve_without_data
 from armt_jax.data import ContiguousStreams, DataError, Windows
 from armt_jax.data.tokenizers import GPT2Tokenizer
 from armt_jax.data.tokenizers.gpt2 import byte_symbols
@@ -444,6 +444,41 @@ def test_a_path_without_the_files_gives_the_files_that_are_wanted(text, changes,
     assert all(part in str(error.value) for part in wanted), error.value
 
 
+# -- the mesh ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", ["rmt", "rmt_xl"])
+@pytest.mark.parametrize("stage", [2, -1])
+def test_stages_need_layer_local_memory(memory, stage):
+    fields = {"name": memory, "num_memory_tokens": 1} | ({"cache_length": 4} if memory == "rmt_xl" else {})
+    backbone = SMALL["backbone"] | {"name": "llama", "num_layers": 2}
+    config = SMALL | {"backbone": backbone, "memory": fields, "mesh": {"data": 1, "stage": stage}}
+    refuses(config, f"mesh.stage = {stage}", "layer-local", "enters the first layer of the next", "parallel_rmt")
+    resolve(config | {"memory": {"name": "parallel_rmt", "num_memory_tokens": 1}})
+
+
+def test_layers_must_divide_over_stages():
+    config = SMALL | {"backbone": SMALL["backbone"] | {"num_layers": 3}, "mesh": {"data": 1, "stage": 2}}
+    refuses(config, "mesh.stage = 2", "backbone.num_layers = 3")
+
+
+def test_a_batch_must_divide_over_the_mesh_in_every_stage():
+    config = SMALL | {"mesh": {"data": 2, "fsdp": 2}}
+    refuses(override(config, {"train.batch_size": 6}), "6 rows (train.stages[0])", "mesh.data * mesh.fsdp = 4", "multiple of 4")
+    refuses(override(config, {"train.accumulate": 2}), "train.accumulate = 2", "multiple of 8")
+    resolve(override(config, {"train.accumulate": 2, "train.batch_size": 8}))
+
+
+def test_a_text_need_not_be_there_to_compile_for_it():
+    text = without("task") | {"data": {"dataset": "enwik8", "path": "/no/such/folder", "segments": 3}, "mesh": {"data": 2}}
+    text["backbone"] = SMALL["backbone"] | {"vocab_size": 256}
+    text["train"] = SMALL["train"] | {"stages": [{"steps": 2}]}
+    resolved = resolve_without_data(text)
+    assert resolved.task.row_length(resolved.task.size) == 12 and resolved.task.carries_state and not resolved.task.has_resets
+    with pytest.raises(ValueError, match="multiple of 2"):
+        resolve_without_data(override(text, {"train.batch_size": 3}))
+
+
 # -- what is in the repository -----------------------------------------------------------------------------------------------
 
 
@@ -473,7 +508,8 @@ def corpora(tmp_path_factory):
 
     def fields(data):
         bpe = {"data.tokenizer_path": str(folder)} if data["tokenizer"] == "gpt2" else {}
-        return {"data.path": str(folder), "data.cache_dir": str(folder / "cache"), **bpe}
+        short = {"data.segments": 2} if data["segments"] > 100 else {}  # the stand-ins hold no row of 131,072 tokens
+        return {"data.path": str(folder), "data.cache_dir": str(folder / "cache"), **bpe, **short}
 
     def babilong(background):
         made = {"tokenizer_path": str(folder)} if background["tokenizer"] == "gpt2" else {"vocab_size": 330}

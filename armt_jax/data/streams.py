@@ -36,6 +36,10 @@ class ContiguousStreams(TextSource):
         if self.resets_at not in RESETS:
             raise ValueError(f"resets_at={self.resets_at!r} is unknown: use {' or '.join(map(repr, RESETS))}")
 
+    @property
+    def has_resets(self) -> bool:
+        return self.resets_at != "never"
+
     def num_steps(self, batch_size: int, split: str) -> int:
         longest = -(-self.num_targets(split) // batch_size)
         return -(-longest // self.row_length(self.segments))

@@ -95,6 +95,11 @@ class TextSource(BatchSource):
     def num_targets(self, split: str) -> int:
         return len(self.text(split).ids_N) - 1
 
+    @property
+    def has_resets(self) -> bool:
+        """Whether memories are emptied on the way."""
+        return False
+
     def resets(self, split: str, first_B: np.ndarray) -> np.ndarray | None:
         """reset_BxS of rows that begin at first_B; None: never."""
         return None

@@ -28,6 +28,7 @@ from flax import nnx
 
 from armt_jax.generation import generate
 from armt_jax.model import ModelConfig
+from armt_jax.nn.placement import on_mesh
 from armt_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from armt_jax.recurrence.schedules import GridState
 from armt_jax.training import step as steps
@@ -87,8 +88,12 @@ class Compiled(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _compile(model: ModelConfig, rows: int, state_at) -> Compiled:
+def _compile(model: ModelConfig, rows: int, mesh, state_at) -> Compiled:
     graphdef, _ = steps.abstract_model(model)
+
+    @on_mesh(mesh)
+    def ingest(params, state, tokens):
+        return nnx.merge(graphdef, params).ingest(tokens, state)
 
     def renewed(params, state: GridState, fresh_B) -> GridState:
         empty = nnx.merge(graphdef, params).init_state(rows)
@@ -101,9 +106,7 @@ def _compile(model: ModelConfig, rows: int, state_at) -> Compiled:
     return Compiled(
         empty=jax.jit(lambda params: nnx.merge(graphdef, params).init_state(rows), out_shardings=state_at),
         renew=jax.jit(renewed, out_shardings=state_at, donate_argnums=1),
-        ingest=jax.jit(
-            lambda params, state, tokens: nnx.merge(graphdef, params).ingest(tokens, state), out_shardings=state_at, donate_argnums=1
-        ),
+        ingest=jax.jit(ingest, out_shardings=state_at, donate_argnums=1),
         commit=jax.jit(lambda params, state, tokens, valid: nnx.merge(graphdef, params).ingest(tokens, state, valid_BxN=valid)),
     )
 
@@ -131,16 +134,16 @@ class Reader:
         self._config = dataclasses.replace(model, recurrence=plain)
         self.model = nnx.merge(steps.abstract_model(self._config)[0], params)
         parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-        divides = rows % parts == 0  # else every device computes all rows
+        self._mesh, divides = mesh, rows % parts == 0  # else every device computes all rows
         self._tokens_at = batch_sharding(mesh) if divides else replicated(mesh)
-        self._state_at = carried_shardings(mesh).state if divides else replicated(mesh)
+        self._state_at = carried_shardings(model, mesh).state if divides else replicated(mesh)
         self.use(schedule)
 
     def use(self, schedule: str) -> None:
         """Reads under this schedule from now on."""
         self.schedule = schedule
         recurrence = dataclasses.replace(self._config.recurrence, schedule=schedule)
-        self._run = _compile(dataclasses.replace(self._config, recurrence=recurrence), self.rows, self._state_at)
+        self._run = _compile(dataclasses.replace(self._config, recurrence=recurrence), self.rows, self._mesh, self._state_at)
 
     def empty(self) -> GridState:
         return self._run.empty(self.params)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from armt_jax.nn.layers import Init, Table
+from armt_jax.nn.placement import FEATURES, WHOLE, constrain
 
 
 class PlainHead(nnx.Module):
@@ -25,11 +26,11 @@ class PlainHead(nnx.Module):
     width: int
 
     def _kernel(self, embed: Table) -> jax.Array:
-        """[D, V]."""
+        """[D, V] in the dtype of the computation."""
         raise NotImplementedError
 
     def logits(self, hidden: jax.Array, embed: Table) -> jax.Array:
-        return jnp.matmul(hidden, self._kernel(embed).astype(self.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(hidden, self._kernel(embed), preferred_element_type=jnp.float32)
 
     def losses(self, hidden: jax.Array, targets: jax.Array, embed: Table) -> tuple[jax.Array, jax.Array]:
         @jax.checkpoint
@@ -48,7 +49,7 @@ class TiedHead(PlainHead):
         self.width, self.dtype = vocab_size, dtype
 
     def _kernel(self, embed):
-        return embed.table[...].T
+        return embed.rows(self.dtype).T
 
 
 class UntiedHead(PlainHead):
@@ -59,4 +60,4 @@ class UntiedHead(PlainHead):
         self.kernel = nnx.Param(init.kernel_init()(rngs.params(), (width, vocab_size), jnp.float32))
 
     def _kernel(self, embed):
-        return self.kernel[...]
+        return constrain(self.kernel[...].astype(self.dtype), WHOLE, FEATURES)

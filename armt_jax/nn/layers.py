@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from armt_jax.nn.placement import WHOLE, Axes, constrain
+
 # Numbers that tell apart the draws of one layer's key: its two branches, the attention's weights, the MLP's hidden units.
 ATTENTION_SALT, MLP_SALT, WEIGHTS_SALT, HIDDEN_SALT = range(4)
 
@@ -57,13 +59,18 @@ class Shared(nnx.Param):
 
 
 class Table(nnx.Module):
-    """Rows looked up by integer id."""
+    """Rows looked up by integer id. `split`: mesh axes that the rows lie over while they are in use."""
 
-    def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs):
+    def __init__(self, rows: int, width: int, std: float, rngs: nnx.Rngs, split: Axes = WHOLE):
         self.table = nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), jnp.float32))
+        self.split = split
+
+    def rows(self, dtype) -> jax.Array:
+        """The table as it is used, [R, D]."""
+        return constrain(self.table[...].astype(dtype), self.split)
 
     def __call__(self, ids, dtype) -> jax.Array:
-        return self.table[...].astype(dtype)[ids]
+        return self.rows(dtype)[ids]
 
 
 class GeluMLP(nnx.Module):

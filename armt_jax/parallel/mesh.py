@@ -15,8 +15,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from armt_jax.nn.placement import ROWS as BATCH_AXES
+from armt_jax.nn.placement import on_mesh
+
 AXES = ("data", "stage", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,16 @@ def _local_parts(mesh: Mesh) -> tuple[int, range]:
     return parts, local
 
 
+def check_rows(global_batch: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError where a batch, computed in `accumulate` parts, gives devices unequal numbers of rows."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * accumulate
+    if global_batch % parts:
+        raise ValueError(
+            f"global batch of {global_batch} rows in train.accumulate = {accumulate} parts does not divide over mesh axes "
+            f"{_batch_axes(mesh)}; make it a multiple of {parts}"
+        )
+
+
 def process_rows(global_batch: int, mesh: Mesh) -> slice:
     """The rows of a batch of `global_batch` rows that this process must supply to `put_batch`.
 
@@ -145,17 +157,18 @@ _NOTHING = P()
 
 
 def sum_over_data(function: Callable, mesh: Mesh, kept_specs: Any = _NOTHING) -> Callable:
-    """`function(params, kept, *rows) -> (sums, kept)` computed by every part of `data` on its own rows; sums are added up once, at the end.
+    """`function(params, kept, *rows) -> (sums, kept)`, placed on the mesh: every part of `data` computes its own rows, and sums are added
+    up once, at the end.
 
     Left to itself, the partitioner adds gradients up across devices inside the scan: once per segment instead of once per step.
-    Only on a mesh of copies alone: with `fsdp`, `tensor` or `stage` beside, XLA's partitioner dies on the embedding's gather inside a
-    partly manual region (jax 0.10.2), so there everything is left to it.
+    Only on a mesh of copies, of the model or of a pipeline: with `fsdp` or `tensor` beside, XLA's partitioner dies on the embedding's
+    gather inside a partly manual region (jax 0.10.2), so there everything is left to it.
 
     Args:
         kept_specs: which dimension of what the rows keep (a tree, or None) runs over rows: PartitionSpecs that name "data" there.
     """
-    if mesh.shape["data"] == 1 or mesh.shape["data"] != mesh.size:
-        return function
+    if mesh.shape["data"] == 1 or mesh.shape["data"] * mesh.shape["stage"] != mesh.size:
+        return on_mesh(mesh)(function)
 
     def part(params, kept, rows):
         sums, kept = function(params, kept, *rows)
@@ -163,4 +176,4 @@ def sum_over_data(function: Callable, mesh: Mesh, kept_specs: Any = _NOTHING) ->
 
     specs = dict(in_specs=(P(), kept_specs, P("data")), out_specs=(P(), kept_specs))
     split = jax.shard_map(part, mesh=mesh, **specs, axis_names={"data"}, check_vma=False)
-    return lambda params, kept, *rows: split(params, kept, rows)
+    return on_mesh(mesh)(lambda params, kept, *rows: split(params, kept, rows))

@@ -9,6 +9,7 @@ from flax import nnx
 from armt_jax.memory.interface import LayerMemory, Layout, Trace
 from armt_jax.nn.blocks import Block
 from armt_jax.nn.layers import fold_keys
+from armt_jax.nn.placement import ROWS, constrain
 from armt_jax.recurrence.segments import Frame, choose, renew
 
 
@@ -41,13 +42,13 @@ class Cell:
         memory = layer.memory
         keys_B = None if frame.keys_B is None else fold_keys(frame.keys_B, index)
         state = renew(state, lambda: memory.init_state(self.batch), frame)
-        x = memory.read(x_BxTxD, state, self.layout)
+        x = memory.read(constrain(x_BxTxD, ROWS), state, self.layout)
         out = layer.block(
             x, self.positions(x, frame), frame.valid_BxT, context=memory.attend(state), mix=lambda h: memory.mix(h, state), keys_B=keys_B
         )
         trace = Trace(x, out.hidden_BxTxD, out.keys_BxTxHxd, out.values_BxTxHxd, frame.valid_BxT, self.layout, keys_B)
         update = memory.write(trace, state)
-        return out.hidden_BxTxD, self._commit(memory, state, update, frame), update
+        return constrain(out.hidden_BxTxD, ROWS), self._commit(memory, state, update, frame), update
 
     def advance(self, params, state, update, frame: Frame):
         """The state after the segment, from the one before and the update."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from armt_jax.nn.placement import LAYERS, ROWS, WHOLE, constrain, constrain_state, pass_up, topmost
 from armt_jax.recurrence import gradients
 from armt_jax.recurrence.cell import Cell
 from armt_jax.recurrence.segments import Frame
@@ -36,12 +37,14 @@ class Grid:
 
     enter(around, x_BxTxD, tokens, frame) -> hidden states with memory tokens and positions
     leave(around, hidden, tokens, frame) -> (hidden states of the real tokens after the final norm, next tokens)
+    features: of the layers' state, see `LayerMemory.state_features`
     """
 
     cell: Cell
     num_layers: int
     enter: Callable
     leave: Callable
+    features: Any
 
 
 def sequential(grid: Grid, strategy: str, anchor_every: int, params: GridParams, state: GridState, x_SxBxTxD, frames: Frame):
@@ -85,7 +88,7 @@ def _segment(grid: Grid, params: GridParams, layers, tokens, x, frame):
     h = grid.enter(params.around, x, tokens, frame)
     h, (layers, updates, inputs) = jax.lax.scan(layer, h, (params.layers, layers, jnp.arange(grid.num_layers)))
     y, tokens = grid.leave(params.around, h, tokens, frame)
-    return layers, tokens, y, SegmentRecord(updates, inputs, h)
+    return constrain_state(layers, grid.features), tokens, constrain(y, ROWS), SegmentRecord(updates, inputs, h)
 
 
 def _pull_segment(grid: Grid, params: GridParams, layers, tokens, x, frame, record: SegmentRecord, cotangents, d_params: GridParams):
@@ -120,13 +123,13 @@ def diagonal(grid: Grid, strategy: str, anchor_every: int, params: GridParams, s
     S, B, L = x_SxBxTxD.shape[0], x_SxBxTxD.shape[1], grid.num_layers
     h = jax.vmap(grid.enter, in_axes=(None, 0, None, 0))(params.around, x_SxBxTxD, state.tokens, frames)
     more = L - 1 + gradients.padding(strategy, S + L - 1, anchor_every)
-    feed = jnp.concatenate([h, jnp.zeros((more, *h.shape[1:]), h.dtype)])
+    feed = constrain(jnp.concatenate([h, jnp.zeros((more, *h.shape[1:]), h.dtype)]), WHOLE, ROWS)
     ticks = _diagonal_ticks(grid, L, frames)
-    start = jnp.zeros((L, *h.shape[1:]), h.dtype)
+    start = constrain(jnp.zeros((L, *h.shape[1:]), h.dtype), LAYERS, ROWS)
     times = _frames_of_diagonals(frames, S, S + more, L, B)
     layers, _, out = gradients.run(ticks, strategy, anchor_every, params.layers, state.layers, start, feed, times)
     y, _ = jax.vmap(grid.leave, in_axes=(None, 0, None, 0))(params.around, out[L - 1 : L - 1 + S], state.tokens, frames)
-    return y, GridState(layers, state.tokens)
+    return constrain(y, WHOLE, ROWS), GridState(layers, state.tokens)
 
 
 def _frames_of_diagonals(frames: Frame, S: int, diagonals: int, L: int, B: int) -> Frame:
@@ -145,9 +148,10 @@ def _diagonal_ticks(grid: Grid, L: int, frames: Frame) -> gradients.Ticks:
     numbers = jnp.arange(L)
 
     def tick(params, layers, hidden_LxBxTxD, new_BxTxD, frame):
-        inputs = jnp.concatenate([new_BxTxD[None], hidden_LxBxTxD[:-1]])
+        inputs = constrain(pass_up(new_BxTxD, hidden_LxBxTxD), LAYERS, ROWS)
         outputs, layers, updates = jax.vmap(grid.cell.forward)(params, inputs, layers, frame, numbers)
-        return layers, outputs, outputs[-1], updates
+        outputs = constrain(outputs, LAYERS, ROWS)
+        return constrain_state(layers, grid.features), outputs, constrain(topmost(outputs), ROWS), updates
 
     def pull(params, layers, hidden, new, frame, record, cotangents, d_params):
         _, pull = jax.vjp(lambda *args: tick(*args, frame)[:3], params, layers, hidden, new)

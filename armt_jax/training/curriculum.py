@@ -17,6 +17,7 @@ class Standing:
         stage: index of the current stage. stage_step: steps done in it.
         best, best_step: best validation score of the stage so far, above -1 (-1: none yet), and the step it was reached at.
         waited: validations since then. finished: the stage is over.
+        due: the validation of this step was interrupted, and is to be done again.
     """
 
     step: int = 0
@@ -26,6 +27,7 @@ class Standing:
     best_step: int = -1
     waited: int = 0
     finished: bool = False
+    due: bool = False
 
     def stepped(self, stage: Stage) -> "Standing":
         done = self.stage_step + 1 >= stage.steps
@@ -40,7 +42,7 @@ class Standing:
             new = dataclasses.replace(self, waited=self.waited + 1)
         passed = stage.stop_at is not None and exact_match is not None and exact_match >= stage.stop_at
         patient = stage.patience is None or new.waited < stage.patience
-        return dataclasses.replace(new, finished=self.finished or passed or not patient)
+        return dataclasses.replace(new, finished=self.finished or passed or not patient, due=False)
 
     def next_stage(self) -> "Standing":
         return Standing(step=self.step, stage=self.stage + 1)

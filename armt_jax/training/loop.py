@@ -49,6 +49,10 @@ class Preempted(SystemExit):
         super().__init__(EXIT_PREEMPTED)
 
 
+class _Interrupted(Exception):
+    """SIGTERM in the middle of a validation."""
+
+
 class NonFiniteLoss(FloatingPointError):
     """Training diverged. Nothing was saved after the last good step."""
 
@@ -110,7 +114,8 @@ class Run:
         self.window: list[tuple[int, StepMetrics]] = []
         self.standing, self.state = self._first_state()
         resumed = self.standing.step
-        self.writer = MetricWriter(workdir, resume_step=resumed, enabled=is_main(), tensorboard=config.train.tensorboard)
+        written = resumed - self.standing.due  # what a step says before its validation is said again with it
+        self.writer = MetricWriter(workdir, resume_step=written, enabled=is_main(), tensorboard=config.train.tensorboard)
         self.progress = Progress(self._last_step(), "step", initial=resumed, enabled=is_main())
         self.timer = StepTimer()
         self.flops_per_step: dict[Any, int] = {}
@@ -222,11 +227,12 @@ class Run:
     def to_the_end(self) -> Standing:
         last = len(self.config.train.stages) - 1
         while True:
-            if self.standing.finished:
-                if self.standing.stage == last:
-                    break
-                self._enter_next_stage()
-            self.one_step()
+            if not self.standing.due:
+                if self.standing.finished:
+                    if self.standing.stage == last:
+                        break
+                    self._enter_next_stage()
+                self.one_step()
             self.after_step()
         self.checkpoints.wait()
         return self.standing
@@ -263,15 +269,31 @@ class Run:
         train, standing = self.config.train, self.standing
         validate = standing.stage_step % train.validate_every == 0 or standing.finished
         if standing.step % train.log_every == 0 or validate:
+            self.settle()
+            window = self.window
             self.log()
         if validate:
-            self.standing = self.standing.validated(self.stage, *self.validate())
+            try:
+                self.standing = standing.validated(self.stage, *self.validate())
+            except _Interrupted:
+                self.standing, self.window = dataclasses.replace(standing, due=True), window
+                self._leave()
         is_best = self.standing.best_step == self.standing.step
         if is_best or self.standing.finished or standing.step % train.checkpoint_every == 0:
             self.save()
         self.checkpoints.check_errors()
-        if reached_stop() or self.stop.is_set():
+        if self._asked_to_stop():
             self._leave()
+
+    def _asked_to_stop(self) -> bool:
+        return reached_stop() or self.stop.is_set()
+
+    def _until_asked(self, batches: Iterator) -> Iterator:
+        """The batches. Raises _Interrupted where SIGTERM came; all processes ask at the same batches."""
+        for batch in batches:
+            if self._asked_to_stop():
+                raise _Interrupted
+            yield batch
 
     def _leave(self):
         self.save(wait=True)
@@ -336,7 +358,8 @@ class Run:
                 batches=self.config.train.validation_batches,
             )  # fmt: skip
             memory = self.empty_memory(task.carries_state)
-            total = steps.measure(evaluate, self.state.params, memory, self.watchdog.each(batches), self.mesh)
+            batches = self._until_asked(self.watchdog.each(batches))
+            total = steps.measure(evaluate, self.state.params, memory, batches, self.mesh)
         found = self.figures(total, "validation")
         if not math.isfinite(found["loss"]):
             raise self._diverged(self.standing.step, "validation loss")

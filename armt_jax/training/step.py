@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from armt_jax.model import MemoryTransformer, ModelConfig
 from armt_jax.nn.layers import row_keys
-from armt_jax.parallel.mesh import process_rows, put_batch, replicated, sum_over_data
+from armt_jax.parallel.mesh import check_rows, process_rows, put_batch, replicated, sum_over_data
 from armt_jax.parallel.rules import shardings, shardings_like
 from armt_jax.tasks import Batch, BatchSource, exact_match
 from armt_jax.training.carried import ROWS, Carried, abstract_carried, begin, carried_shardings, end, over_rows
@@ -141,6 +141,7 @@ def sum_gradients(graphdef, num_answers: int, accumulate: int, params, carried: 
 def gradients(graphdef, num_answers: int, accumulate: int, mesh, params, carried: Carried | None, batch: Batch, key):
     """(gradient of the weighted mean loss over the whole batch, metrics, carried). Sums are added, over parts and devices, and the division
     comes last, so parts with unequal weights count by their weights. Every row draws from a key of its own, wherever it is computed."""
+    check_rows(batch.tokens_BxN.shape[0], accumulate, mesh)
     keys_B = None if key is None else row_keys(key, batch.tokens_BxN.shape[0])
     compute = functools.partial(sum_gradients, graphdef, num_answers, accumulate)
     (total, sums), carried = sum_over_data(compute, mesh, _row_specs(carried))(params, carried, batch, keys_B)
@@ -158,7 +159,7 @@ def make_train_step(
     """step(state, batch, key) -> (state, metrics). The old state's buffers are donated. carries: the state holds carried memory."""
     graphdef, _ = abstract_model(config)
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(config, optimizer, mesh))
-    placed = placed._replace(carried=carried_shardings(mesh) if carries else None)
+    placed = placed._replace(carried=carried_shardings(config, mesh) if carries else None)
     dropout = config.backbone.dropout > 0 or config.memory.layer_class.needs_rng
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(placed, replicated(mesh)))
@@ -179,7 +180,7 @@ def make_evaluation_step(
     """step(params, carried, batch) -> (metrics, carried); no gradient, no dropout."""
     graphdef, _ = abstract_model(config)
 
-    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carried_shardings(mesh) if carries else None))
+    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carried_shardings(config, mesh) if carries else None))
     def step(params, carried: Carried | None, batch: Batch):
         compute = functools.partial(_loss, graphdef, num_answers)
         sums, carried = sum_over_data(lambda *args: compute(*args)[1], mesh, _row_specs(carried))(params, carried, batch, None)

@@ -142,6 +142,20 @@ def interrupted(folder, uninterrupted):
     return folder / "parts", [Started(folder, folder / "parts", *what) for what in (*SIGNALS, UNDISTURBED)]
 
 
+def test_a_validation_that_sigterm_interrupts_is_done_again(folder, uninterrupted):
+    """At step 4, and at step 8, which ends a stage."""
+    workdir = folder / "validating"
+    started = [Started(folder, workdir, *what) for what in ((4, "before", "SIGTERM"), (8, "before", "SIGTERM"), UNDISTURBED)]
+    assert [each.code for each in started] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 0], [each.output[-500:] for each in started]
+    assert [each.saved[-1] for each in started] == [4, 8, 16]
+    assert metrics(workdir) == metrics(uninterrupted)
+    whole, parts = restore(uninterrupted), restore(workdir)
+    assert whole.meta == parts.meta
+    expected = named(whole.state)
+    for name, leaf in named(parts.state).items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
 def test_every_start_ends_as_it_was_made_to(interrupted):
     _, started = interrupted
     expected = [-signal.SIGKILL if name == "SIGKILL" else EXIT_PREEMPTED for *_, name in SIGNALS] + [0]

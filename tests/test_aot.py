@@ -1,0 +1,94 @@
+"""Compiling ahead of time: the real training step, from a config whose text is not there, and what is said about it."""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from armt_jax import aot
+from armt_jax.parallel.collectives import Traffic
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+RAW = {
+    "backbone": {"name": "llama", "vocab_size": 256, "num_layers": 2, "width": 16, "num_heads": 2, "max_positions": 16},
+    "memory": {"name": "armt", "num_memory_tokens": 1, "d_mem": 4, "value_std": 0.1},
+    "recurrence": {"segment_length": 4, "schedule": "diagonal"},
+    "data": {"dataset": "enwik8", "path": "/no/such/folder", "segments": 3, "resets_at": "documents"},
+    "train": {"batch_size": 2, "stages": ({"steps": 2},), "optimizer": {}},
+}
+FOUND = aot.Report(
+    name="scale:x", topology="v5e:4x4", mesh="stage 4", tokens=2048, segments=5, arguments=6 * aot.GIB, temporaries=9 * aot.GIB, outputs=0,
+    limit=16 * aot.GIB, flops=10**15, traffic=(Traffic("all-reduce", 2, 3 * aot.GIB, aot.GIB),), utilisation=0.625, seconds=1.0,
+)  # fmt: skip
+
+
+def test_the_training_step_compiles_without_its_text():
+    compiled, config, mesh, state, batch = aot.compile_step(RAW, jax.devices()[:1])
+    arrays = jax.tree.leaves((state, batch))
+    assert state.carried is not None and batch.reset_BxS.shape == (2, 3) and mesh.size == 1
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes >= sum(a.size * a.dtype.itemsize for a in arrays), "every array of the step's arguments"
+    assert memory.alias_size_in_bytes >= sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.params)), "the old state is donated"
+    weights = sum(p.size for p in jax.tree.leaves(state.params["layers"]["block"])) + 16 * 256
+    assert aot.model_flops(config, state, batch) > 6 * weights * batch.tokens_BxN.size
+
+
+def test_what_a_report_says():
+    said = aot.describe(FOUND)
+    assert "stage 4" in said and "15.00 of 16.00" in said and "62.5%" in said and "all-reduce: 2 in the program, 3.00 GiB" in said
+    assert FOUND.fits and not dataclasses.replace(FOUND, outputs=2 * aot.GIB).fits
+    assert "| scale:x | v5e:4x4 | stage 4 | 2,048 | 6.00 | 9.00 | 16.00 | yes |" in aot.row(FOUND)
+
+
+def test_rows_gather_below_one_header(tmp_path):
+    path = tmp_path / "aot.md"
+    path.write_text("# Title\n\n")
+    aot.add_row(path, aot.row(FOUND))
+    error = aot.DoesNotFit("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.04G of 15.75G hbm.")
+    aot.add_row(path, aot.refused_row("scale:y", "v5e:4x4", error))
+    text = path.read_text()
+    assert text.startswith("# Title\n\n" + aot.HEADER) and text.count("| config |") == 1
+    assert "needs 21.04G of 15.75G" in text.splitlines()[-1]
+
+
+def test_utilisation_is_the_share_of_cells_that_exist():
+    from armt_jax.config import resolve_without_data
+
+    model = resolve_without_data(RAW).model
+    assert aot.utilisation(model, 6, 2) == 6 / 7
+    sequential = dataclasses.replace(model, recurrence=dataclasses.replace(model.recurrence, schedule="sequential"))
+    assert aot.utilisation(sequential, 6, 1) == 1.0 and aot.utilisation(sequential, 6, 2) == 0.5
+
+
+def test_an_unknown_chip_is_named():
+    with pytest.raises(ValueError, match="--topology=v9:4x4.*v5e"):
+        aot.chip_memory("v9:4x4")
+
+
+def run_aot(*arguments):
+    command = [sys.executable, "-m", "armt_jax.aot", *arguments]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=1800)
+
+
+def test_the_command_without_libtpu_says_what_to_install():
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed")
+    done = run_aot("--config=configs/scale.py", "--topology=v5e:4x4")
+    assert done.returncode == 1 and "extra 'aot'" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_tpu_slice_that_is_not_there():
+    """The real compiler, on the pipeline of a tiny model."""
+    if not importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is not installed: pip install -e '.[aot]'")
+    tiny = ("backbone.width=256", "backbone.num_heads=2", "data.segments=4", "recurrence.segment_length=128", "backbone.vocab_size=512")
+    done = run_aot("--config=configs/scale.py:gpt2-pipeline", "--topology=v5e:4x4", *(f"--config.{change}" for change in tiny))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "data 4 x stage 4" in done.stdout and "collective-permute" in done.stdout, done.stdout
