@@ -1,6 +1,6 @@
 """Forward and training speed, peak temporary memory and compile time of every schedule x gradient strategy.
 
-    python benchmarks/train_step.py --shape=ar|lm|gpt2-small [--json] [--runs=5] [--memory=armt] [--dtype=float32]
+    python benchmarks/train_step.py --shape=ar|lm|gpt2-small|tiny [--json] [--runs=5] [--memory=armt] [--dtype=float32]
 
 One process; every variant runs `runs` times after a warm-up, all variants taking turns, and the median is printed. Tokens are real tokens
 (memory tokens are not counted). temp_mb is the compiled training step's peak temporary memory (XLA's memory analysis), parameters,
@@ -32,6 +32,11 @@ SHAPES = {
         dict(num_memory_tokens=16, d_mem=96), 128, 32, 2,
     ),
     "gpt2-small": (dict(preset="gpt2"), dict(num_memory_tokens=16, d_mem=64), 512, 4, 1),
+    # To see that a script works.
+    "tiny": (
+        dict(name="gpt2", vocab_size=50, num_layers=2, width=16, num_heads=2, max_positions=16),
+        dict(num_memory_tokens=2, d_mem=4), 8, 3, 2,
+    ),
 }  # fmt: skip
 
 

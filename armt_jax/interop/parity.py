@@ -147,6 +147,20 @@ def compare(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:
     return c.figures
 
 
+def rounding(model: MemoryTransformer, peer: Any, seed: int = 0) -> dict[str, float]:
+    """How far PyTorch's own float32 is from its float64 over six segments, {kind: error}: no implementation can promise to be nearer."""
+    torch, _ = require_torch()
+    shape = 2, 6 * model.config.recurrence.segment_length
+    ids = torch.tensor(np.random.default_rng(seed).integers(0, model.config.backbone.vocab_size, shape))
+    with torch.no_grad():
+        short = peer(ids)
+        long = peer.double()(ids)
+    peer.float()
+    out = {"logits": logit_error(short.logits.numpy(), long.logits.numpy())}
+    pairs = [(a.numpy(), b.numpy()) for a, b in zip(short.memory_state, long.memory_state) if a is not None]
+    return out | ({"state": max(_relative(a, b) for a, b in pairs)} if pairs else {})
+
+
 def compare_backbone(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:
     """The bare backbone, one segment long, against Hugging Face's own model."""
     torch, _ = require_torch()

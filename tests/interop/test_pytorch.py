@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from armt_jax.config import resolve
+from armt_jax.data.tokenizers import gpt2
 from armt_jax.interop import export as exporting
 from armt_jax.interop import parity, verify
 from armt_jax.interop.names import own_entries
@@ -23,6 +25,7 @@ from armt_jax.memory.interface import MemoryConfig
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
 from armt_jax.nn.backbones import GPT2, GPTNeoX, Llama
+from armt_jax.training.loop import train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -280,8 +283,18 @@ def test_a_model_that_computes_something_else_is_not_kept(tmp_path, monkeypatch)
         return peer
 
     monkeypatch.setattr(parity, "load_peer", bent)
-    with pytest.raises(exporting.ParityError, match="segment 1 on the state before: logits .* > 2e-05.*nothing was kept"):
+    with pytest.raises(exporting.ParityError, match="segment 1 on the state before: logits .* > 2e-05.*nothing was kept.*a defect"):
         exporting.export(made("armt-gpt2"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_float32_cannot_hold_is_told_from_a_defect(tmp_path):
+    """Few features, random weights: reads divide by almost nothing."""
+    memory = ARMT(3, d_mem=8, num_heads=2, nu=2, key_norm="l2", beta_max=0.7, value_std=None, correction=False)
+    backbone, _ = MODELS["armt-llama-heads"]
+    model = MemoryTransformer(ModelConfig(backbone, memory, RecurrenceConfig(12)), rngs=nnx.Rngs(0))
+    with pytest.raises(exporting.ParityError, match="float32 itself is logits .* from its float64.*--check=false exports it"):
+        exporting.export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -296,9 +309,6 @@ def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    from armt_jax.config import resolve
-    from armt_jax.training.loop import train
-
     raw = dict(
         backbone=dict(name="gpt2", vocab_size=128, num_layers=1, width=16, num_heads=2, max_positions=16),
         memory=dict(name="armt", num_memory_tokens=1, d_mem=4, value_std=None), mesh={},
@@ -321,3 +331,49 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert exporting.main([arguments[0], f"--out={tmp_path / 'published'}", "--format=reference"]) == 0
     assert "memory_cell.memory" in open_tensors(tmp_path / "published")
     assert dataclasses.asdict(load_model(tmp_path / "out").config.memory)["d_mem"] == 4
+
+
+def text_run(folder, make_corpus, **tokenizer):
+    """The workdir of a model trained for a step on a text."""
+    text = "the thin theme, thus the thing\n" * 30
+    corpus = make_corpus(train=text, validation=text, folder=folder.name, **tokenizer)
+    raw = dict(
+        backbone=dict(name="gpt2", vocab_size=300, num_layers=1, width=16, num_heads=2, max_positions=16),
+        memory=dict(name="armt", num_memory_tokens=1, d_mem=8, value_std=None), mesh={}, recurrence=dict(segment_length=8),
+        data=dict(
+            dataset="text", path=corpus.path, tokenizer=corpus.tokenizer, tokenizer_path=corpus.tokenizer_path, segments=2,
+            vocab_size=corpus.vocab_size, splits=("train", "validation"), cache_dir=corpus.cache_dir, resets_at="never",
+        ),
+        evaluation=dict(batch_size=2, batches=1),
+        train=dict(batch_size=2, log_every=1, validate_every=1, validation_batches=1, stages=[dict(steps=1)]),
+    )  # fmt: skip
+    train(resolve(raw), raw, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bytes", "characters", "words"])
+def test_a_run_on_text_brings_its_tokenizer(kind, make_corpus, tmp_path):
+    options = {"tokenizer": kind}
+    if kind == "gpt2":
+        symbols = gpt2.byte_symbols()
+        merges = [("t", "h"), ("th", "e"), (symbols[ord(" ")], "the")]
+        names = [*symbols.values(), *("".join(pair) for pair in merges), gpt2.END_OF_TEXT]
+        (tmp_path / "bpe").mkdir()
+        gpt2.GPT2Tokenizer({name: i for i, name in enumerate(names)}, merges).save(tmp_path / "bpe")
+        options["tokenizer_path"] = str(tmp_path / "bpe")
+    run = text_run(tmp_path / "run", make_corpus, **options)
+    model, origin = exporting.load_run(run)
+    exporting.export(model, tmp_path / "out", check=False, origin=origin)
+    card, text = (tmp_path / "out" / "README.md").read_text(), "the other thing, thus\n the"
+    ours = origin.tokenizer.encode(text)
+    if kind == "words":  # white space is not kept, and <eos> stands at every line's end: no tokenizer of transformers does that
+        assert "transformers has none" in card and "from armt_jax.data.tokenizers import WordTokenizer" in card
+        assert np.array_equal(type(origin.tokenizer).load(tmp_path / "out").encode(text), ours)
+        return
+    assert 'AutoTokenizer.from_pretrained("out", trust_remote_code=True)' in card
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert tokenizer(text)["input_ids"] == ours.tolist()
+    unknown = "or" if kind == "characters" else ""  # what the text that it was trained on does not have
+    assert tokenizer.decode(ours) == "".join("<unk>" if c in unknown else c for c in text)
+    assert tokenizer.padding_side == "left" and len(tokenizer) == origin.tokenizer.vocab_size
+    assert tokenizer.eos_token_id == origin.tokenizer.end_id
