@@ -6,15 +6,16 @@
 The task (ARMT paper, arXiv 2407.04841, section 4.1): key-value pairs arrive one per segment; keys repeat, so later values overwrite earlier
 ones; then four queries ask for the newest value of a key. Nothing but the memory crosses a segment's end.
 
-Found (armt, exact match, seeds 0, 1, 2, mean ± deviation, commit 0b9b370): 0.996 ± 0.007 at 48 pairs, 0.994 ± 0.010 at 128, 0.994 ± 0.009 at
-500. Time: 340 s at commit 29704e2, whose last stage was longer, and 13 minutes 29 seconds for the whole job, on 2 quiet CPU cores; this commit
-was not timed on a quiet machine. More: docs/results/quickstart.md.
+Found (armt, exact match, seeds 0, 1, 2, mean ± deviation, commit 0b9b370): 0.996 ± 0.007 at 48 pairs, 0.994 ± 0.010 at 128, 0.994 ± 0.009
+at 500. Time: 340 s at commit 29704e2, whose last stage was longer, and 13 minutes 29 seconds for the whole job, on 2 quiet CPU cores; this
+commit was not timed on a quiet machine. More: docs/results/quickstart.md.
 
 What differs from the published recipe (configs/associative_retrieval.py), and why: a small model on 16 keys sits at chance for thousands of
 steps until key matching clicks. A curriculum over the key alphabet (4, 6, 8, 12, 16 keys) breaks that plateau in seconds; unit-length keys
 (key_norm l2) keep the read's division well conditioned; four queries, drawn with replacement, give four times the signal (without
 replacement a model can win by elimination); the initial scales are larger and W_v does not start at zero; the last stage decays the
-weights and keeps memories from batch to batch. A CPU counts for two devices, each with half of the rows: operations are small, and two devices keep two cores busier than one.
+weights and keeps memories from batch to batch. A CPU counts for two devices, each with half of the rows: operations are small, and two
+devices keep two cores busier than one.
 """
 
 from ml_collections import ConfigDict, config_dict
