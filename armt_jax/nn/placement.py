@@ -54,7 +54,10 @@ def constrain(x: jax.Array, *dimensions: Axes) -> jax.Array:
 
 def _free_axes() -> set[str]:
     mesh = jax.sharding.get_abstract_mesh()
-    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto and mesh.shape[name] > 1}
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto and mesh.shape[name] > 1}
+    # Told where things lie on all three of these, XLA's partitioner makes wrong gradients (GPT-2's, by 20%; jaxlib 0.10.2). Left to itself
+    # it makes right ones: tests/parallel/test_mesh_table.py.
+    return set() if free.issuperset(ROWS + FEATURES) else free
 
 
 def constrain_state(state: Any, features: Any) -> Any:
