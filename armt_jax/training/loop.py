@@ -114,8 +114,7 @@ class Run:
         self.window: list[tuple[int, StepMetrics]] = []
         self.standing, self.state = self._first_state()
         resumed = self.standing.step
-        written = resumed - self.standing.due  # what a step says before its validation is said again with it
-        self.writer = MetricWriter(workdir, resume_step=written, enabled=is_main(), tensorboard=config.train.tensorboard)
+        self.writer = MetricWriter(workdir, resume_step=resumed, enabled=is_main(), tensorboard=config.train.tensorboard)
         self.progress = Progress(self._last_step(), "step", initial=resumed, enabled=is_main())
         self.timer = StepTimer()
         self.flops_per_step: dict[Any, int] = {}
@@ -268,15 +267,13 @@ class Run:
     def after_step(self):
         train, standing = self.config.train, self.standing
         validate = standing.stage_step % train.validate_every == 0 or standing.finished
-        if standing.step % train.log_every == 0 or validate:
-            self.settle()
-            window = self.window
+        if not standing.due and (standing.step % train.log_every == 0 or validate):
             self.log()
         if validate:
             try:
                 self.standing = standing.validated(self.stage, *self.validate())
             except _Interrupted:
-                self.standing, self.window = dataclasses.replace(standing, due=True), window
+                self.standing = dataclasses.replace(standing, due=True)
                 self._leave()
         is_best = self.standing.best_step == self.standing.step
         if is_best or self.standing.finished or standing.step % train.checkpoint_every == 0:

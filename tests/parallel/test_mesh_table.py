@@ -84,8 +84,8 @@ for backbone, memory, schedule, axes in json.loads(sys.argv[1]):
 
 
 def allowed(case):
-    """ARMT's read divides, which raises rounding over eight layers. With a cache beside it, one input of the key features' ReLUs lies within
-    rounding of zero here, and programs that round differently take different sides of its kink (see tests/test_bars.py)."""
+    """ARMT's read divides, which raises rounding over eight layers. With a cache beside it, one input of the key features' ReLUs lies
+    within rounding of zero here, and programs that round differently take different sides of its kink (see tests/test_bars.py)."""
     return 2e-4 if "armt_xl" in case else 1e-4 if "armt" in case else 1e-5
 
 

@@ -64,10 +64,10 @@ def saved(workdir):
         return checkpoints.steps()
 
 
-def restore(workdir, step="last"):
-    config = resolve(CONFIG)
+def restore(workdir, config=CONFIG):
+    config = resolve(config)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(restore_target(config, make_mesh(config.mesh)), step=step)
+        return checkpoints.restore(restore_target(config, make_mesh(config.mesh)))
 
 
 def named(tree):
@@ -247,8 +247,8 @@ class Counting:
         return state, StepMetrics(**{name: jnp.float32(value) for name, value in values.items()})
 
     def run(self, workdir, **changes):
-        config = override(CONFIG, {key.replace("__", "."): value for key, value in changes.items()})
-        return train(resolve(config), config, workdir)
+        self.config = override(CONFIG, {key.replace("__", "."): value for key, value in changes.items()})
+        return train(resolve(self.config), self.config, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_the_next_stage_starts_from_the_best_checkpoint(counting, tmp_path, star
     counting.run(tmp_path, train__validate_every=2, train__keep_last=1, train__stages=[{"steps": 8}, {"steps": 4}])
     (step, state), = counting.entered
     assert step == 8 and steps_behind(state, start) == 4
-    last = restore(tmp_path)
+    last = restore(tmp_path, counting.config)
     assert last.step == 12 and steps_behind(last.state, start) == 4 + 4
     assert load(tmp_path).step == 12, "the best of a run is the best of its last stage, though an earlier one had more"
 
@@ -320,7 +320,7 @@ def test_a_crash_anywhere_changes_no_decision(counting, tmp_path, start, crash_a
     assert (standing.step, standing.stage, standing.finished) == (13, 2, True)
     entered = {step: steps_behind(state, start) for step, state in counting.entered}
     assert entered == {step: behind for step, behind in {8: 4, 12: 8}.items() if step >= crash_at}
-    assert steps_behind(restore(tmp_path).state, start) == 9
+    assert steps_behind(restore(tmp_path, counting.config).state, start) == 9
     assert [row["step"] for row in metrics(tmp_path)] == [2, 4, 5, 6, 8, 10, 12, 13]
 
 
