@@ -100,7 +100,17 @@ def remembers(config: ModelConfig) -> bool:
 
 
 def abstract_carried(config: ModelConfig, rows: int, mesh: Mesh) -> Carried:
-    """Shapes and shardings."""
+    """Shapes and shardings.
+
+    Raises:
+        ValueError: a mesh with more than one device on each of data, fsdp and tensor: there XLA's partitioner makes wrong gradients.
+    """
+    if min(mesh.shape[axis] for axis in (*BATCH_AXES, "tensor")) > 1:
+        sizes = ", ".join(f"{axis} = {mesh.shape[axis]}" for axis in (*BATCH_AXES, "tensor"))
+        raise ValueError(
+            f"mesh with {sizes}, and memory that goes on from batch to batch: XLA's partitioner (jaxlib 0.10.2) makes wrong gradients "
+            "of it; set one of the three to 1 (fsdp splits rows, too: data = 1 loses nothing but the copies)"
+        )
     state, features = _abstract_memory(config, rows)
 
     def placed(leaf, *spec):
