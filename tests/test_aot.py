@@ -30,10 +30,10 @@ FOUND = aot.Report(
 
 def test_the_training_step_compiles_without_its_text():
     compiled, config, mesh, state, batch = aot.compile_step(RAW, jax.devices()[:1])
-    arrays = jax.tree.leaves((state, batch))
     assert state.carried is not None and batch.reset_BxS.shape == (2, 3) and mesh.size == 1
     memory = compiled.memory_analysis()
-    assert memory.argument_size_in_bytes >= sum(a.size * a.dtype.itemsize for a in arrays), "every array of the step's arguments"
+    held = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+    assert held <= memory.argument_size_in_bytes < held + 10_000, "parameters, moments and carried memory, and a small batch"
     assert memory.alias_size_in_bytes >= sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.params)), "the old state is donated"
     weights = sum(p.size for p in jax.tree.leaves(state.params["layers"]["block"])) + 16 * 256
     assert aot.model_flops(config, state, batch) > 6 * weights * batch.tokens_BxN.size

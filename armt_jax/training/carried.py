@@ -60,27 +60,15 @@ def end(carried: Carried | None, state: GridState) -> Carried | None:
     return None if carried is None else Carried(jax.lax.stop_gradient(state), jnp.zeros_like(carried.fresh_B))
 
 
-def carried_shardings(config: ModelConfig, mesh: Mesh) -> Carried:
-    """Layers over `stage`, rows over `data` and `fsdp`, features over `tensor`."""
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract_carried(config, 1, mesh))
-
-
-def _abstract_memory(config: ModelConfig, rows: int) -> tuple[GridState, Any]:
-    """Shapes of the memory state, and which dimension of the layers' leaves [B, ...] holds features (see `LayerMemory.state_features`)."""
-    features = []
-
-    def make():
-        model = MemoryTransformer(config, rngs=nnx.Rngs(0))
-        state = model.init_state(rows)
-        features.append(model.state_features(state.layers))
-        return state
-
-    return nnx.eval_shape(make), features[0]
+def carried_shardings(mesh: Mesh) -> Carried:
+    """Layers over `stage`, rows over `data` and `fsdp`, as a prefix of the tree."""
+    rows = NamedSharding(mesh, P(BATCH_AXES))
+    return Carried(GridState(NamedSharding(mesh, P("stage", BATCH_AXES)), rows), rows)
 
 
 def abstract_memory(config: ModelConfig, rows: int) -> GridState:
     """Shapes of the memory state."""
-    return _abstract_memory(config, rows)[0]
+    return nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0)).init_state(rows))
 
 
 def remembers(config: ModelConfig) -> bool:
@@ -90,18 +78,13 @@ def remembers(config: ModelConfig) -> bool:
 
 def abstract_carried(config: ModelConfig, rows: int, mesh: Mesh) -> Carried:
     """Shapes and shardings."""
-    state, features = _abstract_memory(config, rows)
+    abstract = Carried(abstract_memory(config, rows), jax.ShapeDtypeStruct((rows,), bool))
+    layers, others = carried_shardings(mesh).state
 
-    def placed(leaf, *spec):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P(*spec)))
+    def placed(leaf, axis):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layers if axis else others)
 
-    def of_layers(leaf, axis):
-        divides = axis and leaf.shape[axis + 1] % mesh.shape["tensor"] == 0
-        return placed(leaf, "stage", BATCH_AXES, *([None] * (axis - 1) + ["tensor"] if divides else []))
-
-    layers = jax.tree.map(of_layers, state.layers, features)
-    tokens = jax.tree.map(lambda leaf: placed(leaf, BATCH_AXES), state.tokens)
-    return Carried(GridState(layers, tokens), placed(jax.ShapeDtypeStruct((rows,), bool), BATCH_AXES))
+    return over_rows(placed, abstract)
 
 
 def fresh(config: ModelConfig, rows: int, mesh: Mesh) -> Carried:

@@ -70,14 +70,18 @@ for backbone, memory, schedule, axes in json.loads(sys.argv[1]):
     loss, grads = alone(backbone, memory)
     found, other = compute(backbone, memory, schedule, make_mesh(MeshConfig(*axes)))
     far = {name: float(np.abs(other[name] - g).max() / np.abs(g).max()) for name, g in grads.items()}
+    norm = lambda leaves: sum(float(np.square(leaf, dtype=np.float64).sum()) for leaf in leaves) ** 0.5
+    whole = norm([other[name] - g for name, g in grads.items()]) / norm(grads.values())
     worst = max(far, key=far.get)
-    print(json.dumps([case, abs(found - loss) / loss, worst, far[worst], min(float(np.abs(g).max()) for g in grads.values())]), flush=True)
+    smallest = min(float(np.abs(g).max()) for g in grads.values())
+    print(json.dumps([case, abs(found - loss) / loss, whole, far[worst], worst, smallest]), flush=True)
 """
 
 
 @pytest.mark.parametrize("part", TABLE)
 def test_every_mesh_gives_the_numbers_of_one_device(part):
-    """To 1e-5 of each parameter's largest gradient; and the partitioner found a way to every placement without gathering whole arrays."""
+    """The loss and the gradient to 1e-5 (of its norm; every parameter's own to 5e-5 of its largest entry: the smallest are sums of much
+    larger terms); and the partitioner found a way to every placement without gathering whole arrays."""
     flags = "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true"
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
     command = [sys.executable, "-c", SCRIPT, json.dumps(TABLE[part])]
@@ -85,7 +89,8 @@ def test_every_mesh_gives_the_numbers_of_one_device(part):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(rows) == len(TABLE[part]), done.stdout
-    for case, loss, worst, gradient, smallest in rows:
-        assert loss < 1e-5 and gradient < 1e-5, f"{case}: loss off by {loss:.1e}, gradient of {worst} by {gradient:.1e}"
-        assert smallest > 1e-6, f"{case}: some parameter has no gradient to compare"
+    off = [row for row in rows if not (row[1] < 1e-5 and row[2] < 1e-5 and row[3] < 5e-5)]
+    assert not off, "case, loss, gradient, furthest parameter:\n" + "\n".join(map(str, off))
+    assert min(row[-1] for row in rows) > 1e-6, f"some parameter has no gradient to compare: {rows}"
+    print(done.stdout)
     assert "ematerialization" not in done.stderr, done.stderr[-3000:]
