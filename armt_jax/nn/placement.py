@@ -85,9 +85,37 @@ def pass_up(new: jax.Array, hidden_LxBxTxD: jax.Array) -> jax.Array:
 
 
 def topmost(hidden_LxBxTxD: jax.Array) -> jax.Array:
-    """hidden[-1]: the last stage hands it to all. Of the stages' last layers, so that no more than one layer is handed over."""
+    """hidden[-1] on every device: the last stage hands it over."""
     if STAGE not in _free_axes():
         return hidden_LxBxTxD[-1]
+    return _hand_over(hidden_LxBxTxD.shape[0], hidden_LxBxTxD)
+
+
+def _by_stage(function: Callable, arguments: tuple, in_specs: tuple, out_specs: P):
+    """function(whether this is the last stage, *arguments) on each stage's part of the layers."""
     stages = jax.sharding.get_abstract_mesh().shape[STAGE]
-    by_stage = hidden_LxBxTxD.reshape(stages, -1, *hidden_LxBxTxD.shape[1:])
-    return constrain(by_stage[:, -1], LAYERS, ROWS)[-1]
+    split = jax.shard_map(
+        lambda stage, *parts: function(stage[0] == stages - 1, *parts), in_specs=(P(STAGE), *in_specs), out_specs=out_specs,
+        axis_names={STAGE}, check_vma=False,
+    )  # fmt: skip
+    return split(jnp.arange(stages), *arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hand_over(layers: int, hidden_LxBxTxD: jax.Array) -> jax.Array:
+    """With its transpose written out, which needs no exchange; that of a sum over devices would be another sum."""
+    take = lambda last, hidden: jax.lax.psum(jnp.where(last, hidden[-1], 0), STAGE)
+    return _by_stage(take, (hidden_LxBxTxD,), (P(STAGE),), P())
+
+
+def _hand_over_forward(layers: int, hidden_LxBxTxD: jax.Array):
+    return _hand_over(layers, hidden_LxBxTxD), None
+
+
+def _hand_over_backward(layers: int, _, d_BxTxD: jax.Array):
+    held = layers // jax.sharding.get_abstract_mesh().shape[STAGE]
+    put = lambda last, d: jnp.pad(jnp.where(last, d, 0)[None], ((held - 1, 0), *[(0, 0)] * d.ndim))
+    return (_by_stage(put, (d_BxTxD,), (P(),), P(STAGE)),)
+
+
+_hand_over.defvjp(_hand_over_forward, _hand_over_backward)

@@ -39,7 +39,7 @@ from armt_jax.tasks import Batch
 from armt_jax.training import step as steps
 
 B, S, T, V, L = 8, 3, 4, 16, 8
-ARMT = dict(num_memory_tokens=2, d_mem=8, value_std=0.3, key_norm="l2")
+ARMT = dict(num_memory_tokens=2, d_mem=16, value_std=0.1, key_norm="l2")
 MEMORIES = {
     "none": {}, "rmt": dict(num_memory_tokens=2), "armt": ARMT, "parallel_rmt": dict(num_memory_tokens=2),
     "transformer_xl": dict(cache_length=6), "armt_xl": ARMT | dict(cache_length=6), "rmt_xl": dict(num_memory_tokens=2, cache_length=6),
@@ -80,7 +80,7 @@ for backbone, memory, schedule, axes in json.loads(sys.argv[1]):
 
 @pytest.mark.parametrize("part", TABLE)
 def test_every_mesh_gives_the_numbers_of_one_device(part):
-    """The loss and the gradient to 1e-5 (of its norm; every parameter's own to 5e-5 of its largest entry: the smallest are sums of much
+    """The loss and the gradient to 1e-5 (of its norm; every parameter's own to 1e-4 of its largest entry: the smallest are sums of much
     larger terms); and the partitioner found a way to every placement without gathering whole arrays."""
     flags = "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true"
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
@@ -89,7 +89,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(part):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(rows) == len(TABLE[part]), done.stdout
-    off = [row for row in rows if not (row[1] < 1e-5 and row[2] < 1e-5 and row[3] < 5e-5)]
+    off = [row for row in rows if not (row[1] < 1e-5 and row[2] < 1e-5 and row[3] < 1e-4)]
     assert not off, "case, loss, gradient, furthest parameter:\n" + "\n".join(map(str, off))
     assert min(row[-1] for row in rows) > 1e-6, f"some parameter has no gradient to compare: {rows}"
     print(done.stdout)
