@@ -175,11 +175,7 @@ class MemoryTransformer(nnx.Module):
         if not jax.tree.leaves(layers):
             layers = ()
         tokens = jax.tree.map(lambda leaf: constrain(leaf, ROWS), self.token_memory.init_state(batch))
-        return GridState(constrain_state(layers, self.state_features(layers)), tokens)
-
-    def state_features(self, layers):
-        """See `LayerMemory.state_features`; `layers` is the state of the layers, in which nothing may be remembered at all."""
-        return self.layers.memory.state_features() if jax.tree.leaves(layers) else ()
+        return GridState(constrain_state(layers), tokens)
 
     def __call__(
         self,
@@ -240,8 +236,7 @@ class MemoryTransformer(nnx.Module):
             reset_BxS=reset_BxS, bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
         )  # fmt: skip
         enter, leave, around = self._around(layout, B)
-        features = self.state_features(state.layers)
-        grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave, features)
+        grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave)
         tokens_SxBxT = constrain(segments.split(tokens_BxN, recurrence.segment_length, recurrence.align), WHOLE, ROWS)
         x_SxBxTxD = constrain(self.embed_tokens(tokens_SxBxT), WHOLE, ROWS)
         run = SCHEDULES[recurrence.schedule]

@@ -136,7 +136,7 @@ class Reader:
         parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self._mesh, divides = mesh, rows % parts == 0  # else every device computes all rows
         self._tokens_at = batch_sharding(mesh) if divides else replicated(mesh)
-        self._state_at = carried_shardings(model, mesh).state if divides else replicated(mesh)
+        self._state_at = carried_shardings(mesh).state if divides else replicated(mesh)
         self.use(schedule)
 
     def use(self, schedule: str) -> None:

@@ -57,7 +57,7 @@ def _step(model: ModelConfig, mesh, carries: bool):
         loss_BxN = jnp.where(w_BxN > 0, nll_BxN * w_BxN, 0.0)
         return Reading(*(a.sum(axis=0).reshape(-1, T) for a in (loss_BxN, w_BxN))), carry.end(carried, state)
 
-    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carry.carried_shardings(model, mesh) if carries else None))
+    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carry.carried_shardings(mesh) if carries else None))
     def step(params, carried, batch):
         return sum_over_data(read, mesh, carry.ROWS if carries else P())(params, carried, batch)
 

@@ -106,9 +106,6 @@ class AssociativeMemory(LayerMemory):
         H, K = self.config.num_heads, self.config.key_features
         return AssociativeState(jnp.zeros((batch, H, K, self.width // H), jnp.float32), jnp.zeros((batch, H, K), jnp.float32))
 
-    def state_features(self):
-        return AssociativeState(3, 0)
-
     def _heads(self, x_BxTxD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, H, T, d], float32: batch axes first, so that products with A need no copy of A."""
         B, T, _ = x_BxTxD.shape

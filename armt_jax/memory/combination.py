@@ -29,9 +29,6 @@ class CompositeMemory(LayerMemory):
     def init_state(self, batch):
         return tuple(part.init_state(batch) for part in self.parts)
 
-    def state_features(self):
-        return tuple(part.state_features() for part in self.parts)
-
     def read(self, x_BxTxD, state, layout):
         for part, own in zip(self.parts, state):
             x_BxTxD = part.read(x_BxTxD, own, layout)

@@ -72,9 +72,6 @@ class HiddenCache(LayerMemory):
     def init_state(self, batch):
         return CacheState(jnp.zeros((batch, self.length, self.width), jnp.float32), jnp.zeros((batch,), jnp.float32))
 
-    def state_features(self):
-        return CacheState(2, 0)
-
     def attend(self, state):
         C = self.length
         filled = jnp.arange(C) >= C - state.count_B[:, None]

@@ -98,10 +98,6 @@ class LayerMemory(nnx.Module):
     def init_state(self, batch: int) -> State:
         return ()
 
-    def state_features(self) -> State:
-        """A tree like the state. Of every leaf: the dimension (of [B, ...]) of features that a mesh may split over `tensor`; 0 for none."""
-        return jax.tree.map(lambda leaf: 0, jax.eval_shape(lambda: self.init_state(1)))
-
     def read(self, x_BxTxD: jax.Array, state: State, layout: Layout) -> jax.Array:
         """On entering the block. While decoding, x is the newest tokens alone and `layout` says that no memory tokens are among them."""
         return x_BxTxD

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from armt_jax.nn.placement import FEATURES, constrain
+from armt_jax.nn.placement import VOCABULARY, constrain
 
 # Logits of one cluster that exist at once.
 ENTRIES_AT_ONCE = 1 << 25
@@ -95,7 +95,7 @@ class AdaptiveEmbedding(nnx.Module):
     def __call__(self, ids: jax.Array, dtype: Any) -> jax.Array:
         out = jnp.zeros((*ids.shape, self.clusters.width), dtype)
         for i, (start, end) in enumerate(self.clusters.bounds):
-            table = constrain(self.tables[i][...], FEATURES)
+            table = constrain(self.tables[i][...], VOCABULARY)
             found = table[jnp.clip(ids - start, 0, end - start - 1)].astype(dtype)
             projection = self.projection(i)
             found = found if projection is None else found @ projection.astype(dtype)

@@ -13,7 +13,7 @@ from armt_jax.nn.attention import Attention
 from armt_jax.nn.blocks import Block, ParallelBlock, PostNormBlock
 from armt_jax.nn.heads import TiedHead, UntiedHead
 from armt_jax.nn.layers import GeluMLP, Identity, Init, ReluMLP, Shared, SwiGLU, Table, layer_norm, rms_norm
-from armt_jax.nn.placement import FEATURES
+from armt_jax.nn.placement import VOCABULARY
 from armt_jax.nn.positions import Rotary, RotaryScaling
 from armt_jax.nn.relative_attention import RelativeAttention
 
@@ -91,7 +91,7 @@ class BackboneConfig:
         return 0.0
 
     def embedding(self, rngs: nnx.Rngs) -> nnx.Module:
-        return Table(self.vocab_size, self.width, self.embedding_std, rngs, split=FEATURES)
+        return Table(self.vocab_size, self.width, self.embedding_std, rngs, split=VOCABULARY)
 
     def head(self, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         """See `armt_jax.nn.heads`."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from armt_jax.nn.layers import Init, Table
-from armt_jax.nn.placement import FEATURES, WHOLE, constrain
+from armt_jax.nn.placement import VOCABULARY, WHOLE, constrain
 
 
 class PlainHead(nnx.Module):
@@ -60,4 +60,4 @@ class UntiedHead(PlainHead):
         self.kernel = nnx.Param(init.kernel_init()(rngs.params(), (width, vocab_size), jnp.float32))
 
     def _kernel(self, embed):
-        return constrain(self.kernel[...].astype(self.dtype), WHOLE, FEATURES)
+        return constrain(self.kernel[...].astype(self.dtype), WHOLE, VOCABULARY)

@@ -1,7 +1,7 @@
 """Where activations and memory state lie on a device mesh. The mesh is the one in force (`on_mesh`); without one nothing is said.
 
-Rows of a batch over `data` and `fsdp`, layers over `stage`, vocabulary and features of a memory over `tensor`; every other dimension is
-whole on its device. What parameters do is in `armt_jax.parallel.rules`.
+Rows of a batch over `data` and `fsdp`, layers over `stage`, vocabulary over `tensor`; every other dimension is whole on its device. What
+parameters do is in `armt_jax.parallel.rules`.
 """
 
 import functools
@@ -18,7 +18,7 @@ STAGE = "stage"
 Axes = tuple[str, ...]
 ROWS: Axes = ("data", "fsdp")
 LAYERS: Axes = (STAGE,)
-FEATURES: Axes = ("tensor",)
+VOCABULARY: Axes = ("tensor",)
 WHOLE: Axes = ()
 
 
@@ -54,20 +54,16 @@ def constrain(x: jax.Array, *dimensions: Axes) -> jax.Array:
 
 def _free_axes() -> set[str]:
     mesh = jax.sharding.get_abstract_mesh()
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto and mesh.shape[name] > 1}
-    # Told where things lie on all three of these, XLA's partitioner makes wrong gradients (GPT-2's, by 20%; jaxlib 0.10.2). Left to itself
-    # it makes right ones: tests/parallel/test_mesh_table.py.
-    return set() if free.issuperset(ROWS + FEATURES) else free
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto and mesh.shape[name] > 1}
 
 
-def constrain_state(state: Any, features: Any) -> Any:
-    """Memory state of the layers, leaves [L, B, ...]. features: a like tree, see `LayerMemory.state_features`."""
+def constrain_state(state: Any) -> Any:
+    """Memory state of the layers, leaves [L, B, ...].
 
-    def place(leaf, axis):
-        between = (WHOLE,) * (axis - 1)
-        return constrain(leaf, LAYERS, ROWS, *between, FEATURES) if axis else constrain(leaf, LAYERS, ROWS)
-
-    return jax.tree.map(place, state, features)
+    Its features are not split over `tensor`: with A so split, XLA (jax 0.10.2) computes gradients that are wrong by a third on meshes of
+    `data`, `fsdp` and `tensor`, where the forward pass is right.
+    """
+    return jax.tree.map(lambda leaf: constrain(leaf, LAYERS, ROWS), state)
 
 
 def pass_up(new: jax.Array, hidden_LxBxTxD: jax.Array) -> jax.Array:
@@ -89,9 +85,37 @@ def pass_up(new: jax.Array, hidden_LxBxTxD: jax.Array) -> jax.Array:
 
 
 def topmost(hidden_LxBxTxD: jax.Array) -> jax.Array:
-    """hidden[-1]: the last stage hands it to all. Of the stages' last layers, so that no more than one layer is handed over."""
+    """hidden[-1] on every device: the last stage hands it over."""
     if STAGE not in _free_axes():
         return hidden_LxBxTxD[-1]
+    return _hand_over(hidden_LxBxTxD.shape[0], hidden_LxBxTxD)
+
+
+def _by_stage(function: Callable, arguments: tuple, in_specs: tuple, out_specs: P):
+    """function(whether this is the last stage, *arguments) on each stage's part of the layers."""
     stages = jax.sharding.get_abstract_mesh().shape[STAGE]
-    by_stage = hidden_LxBxTxD.reshape(stages, -1, *hidden_LxBxTxD.shape[1:])
-    return constrain(by_stage[:, -1], LAYERS, ROWS)[-1]
+    split = jax.shard_map(
+        lambda stage, *parts: function(stage[0] == stages - 1, *parts), in_specs=(P(STAGE), *in_specs), out_specs=out_specs,
+        axis_names={STAGE}, check_vma=False,
+    )  # fmt: skip
+    return split(jnp.arange(stages), *arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hand_over(layers: int, hidden_LxBxTxD: jax.Array) -> jax.Array:
+    """With its transpose written out, which needs no exchange; that of a sum over devices would be another sum."""
+    take = lambda last, hidden: jax.lax.psum(jnp.where(last, hidden[-1], 0), STAGE)
+    return _by_stage(take, (hidden_LxBxTxD,), (P(STAGE),), P())
+
+
+def _hand_over_forward(layers: int, hidden_LxBxTxD: jax.Array):
+    return _hand_over(layers, hidden_LxBxTxD), None
+
+
+def _hand_over_backward(layers: int, _, d_BxTxD: jax.Array):
+    held = layers // jax.sharding.get_abstract_mesh().shape[STAGE]
+    put = lambda last, d: jnp.pad(jnp.where(last, d, 0)[None], ((held - 1, 0), *[(0, 0)] * d.ndim))
+    return (_by_stage(put, (d_BxTxD,), (P(),), P(STAGE)),)
+
+
+_hand_over.defvjp(_hand_over_forward, _hand_over_backward)

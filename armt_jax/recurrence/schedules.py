@@ -37,14 +37,12 @@ class Grid:
 
     enter(around, x_BxTxD, tokens, frame) -> hidden states with memory tokens and positions
     leave(around, hidden, tokens, frame) -> (hidden states of the real tokens after the final norm, next tokens)
-    features: of the layers' state, see `LayerMemory.state_features`
     """
 
     cell: Cell
     num_layers: int
     enter: Callable
     leave: Callable
-    features: Any
 
 
 def sequential(grid: Grid, strategy: str, anchor_every: int, params: GridParams, state: GridState, x_SxBxTxD, frames: Frame):
@@ -88,7 +86,7 @@ def _segment(grid: Grid, params: GridParams, layers, tokens, x, frame):
     h = grid.enter(params.around, x, tokens, frame)
     h, (layers, updates, inputs) = jax.lax.scan(layer, h, (params.layers, layers, jnp.arange(grid.num_layers)))
     y, tokens = grid.leave(params.around, h, tokens, frame)
-    return constrain_state(layers, grid.features), tokens, constrain(y, ROWS), SegmentRecord(updates, inputs, h)
+    return constrain_state(layers), tokens, constrain(y, ROWS), SegmentRecord(updates, inputs, h)
 
 
 def _pull_segment(grid: Grid, params: GridParams, layers, tokens, x, frame, record: SegmentRecord, cotangents, d_params: GridParams):
@@ -151,7 +149,7 @@ def _diagonal_ticks(grid: Grid, L: int, frames: Frame) -> gradients.Ticks:
         inputs = constrain(pass_up(new_BxTxD, hidden_LxBxTxD), LAYERS, ROWS)
         outputs, layers, updates = jax.vmap(grid.cell.forward)(params, inputs, layers, frame, numbers)
         outputs = constrain(outputs, LAYERS, ROWS)
-        return constrain_state(layers, grid.features), outputs, constrain(topmost(outputs), ROWS), updates
+        return constrain_state(layers), outputs, constrain(topmost(outputs), ROWS), updates
 
     def pull(params, layers, hidden, new, frame, record, cotangents, d_params):
         _, pull = jax.vjp(lambda *args: tick(*args, frame)[:3], params, layers, hidden, new)

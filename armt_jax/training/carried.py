@@ -71,27 +71,15 @@ def renew_rows(carried: Carried, kept: float, seed: int, step: int, rows: int, m
     return carried._replace(fresh_B=carried.fresh_B | put_batch(fresh_B[process_rows(rows, mesh)], mesh))
 
 
-def carried_shardings(config: ModelConfig, mesh: Mesh) -> Carried:
-    """Layers over `stage`, rows over `data` and `fsdp`, features over `tensor`."""
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract_carried(config, 1, mesh))
-
-
-def _abstract_memory(config: ModelConfig, rows: int) -> tuple[GridState, Any]:
-    """Shapes of the memory state, and which dimension of the layers' leaves [B, ...] holds features (see `LayerMemory.state_features`)."""
-    features = []
-
-    def make():
-        model = MemoryTransformer(config, rngs=nnx.Rngs(0))
-        state = model.init_state(rows)
-        features.append(model.state_features(state.layers))
-        return state
-
-    return nnx.eval_shape(make), features[0]
+def carried_shardings(mesh: Mesh) -> Carried:
+    """Layers over `stage`, rows over `data` and `fsdp`, as a prefix of the tree."""
+    rows = NamedSharding(mesh, P(BATCH_AXES))
+    return Carried(GridState(NamedSharding(mesh, P("stage", BATCH_AXES)), rows), rows)
 
 
 def abstract_memory(config: ModelConfig, rows: int) -> GridState:
     """Shapes of the memory state."""
-    return _abstract_memory(config, rows)[0]
+    return nnx.eval_shape(lambda: MemoryTransformer(config, rngs=nnx.Rngs(0)).init_state(rows))
 
 
 def remembers(config: ModelConfig) -> bool:
@@ -100,29 +88,14 @@ def remembers(config: ModelConfig) -> bool:
 
 
 def abstract_carried(config: ModelConfig, rows: int, mesh: Mesh) -> Carried:
-    """Shapes and shardings.
+    """Shapes and shardings."""
+    abstract = Carried(abstract_memory(config, rows), jax.ShapeDtypeStruct((rows,), bool))
+    layers, others = carried_shardings(mesh).state
 
-    Raises:
-        ValueError: a mesh with more than one device on each of data, fsdp and tensor: there XLA's partitioner makes wrong gradients.
-    """
-    if min(mesh.shape[axis] for axis in (*BATCH_AXES, "tensor")) > 1:
-        sizes = ", ".join(f"{axis} = {mesh.shape[axis]}" for axis in (*BATCH_AXES, "tensor"))
-        raise ValueError(
-            f"mesh with {sizes}, and memory that goes on from batch to batch: XLA's partitioner (jaxlib 0.10.2) makes wrong gradients "
-            "of it; set one of the three to 1 (fsdp splits rows, too: data = 1 loses nothing but the copies)"
-        )
-    state, features = _abstract_memory(config, rows)
+    def placed(leaf, axis):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layers if axis else others)
 
-    def placed(leaf, *spec):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P(*spec)))
-
-    def of_layers(leaf, axis):
-        divides = axis and leaf.shape[axis + 1] % mesh.shape["tensor"] == 0
-        return placed(leaf, "stage", BATCH_AXES, *([None] * (axis - 1) + ["tensor"] if divides else []))
-
-    layers = jax.tree.map(of_layers, state.layers, features)
-    tokens = jax.tree.map(lambda leaf: placed(leaf, BATCH_AXES), state.tokens)
-    return Carried(GridState(layers, tokens), placed(jax.ShapeDtypeStruct((rows,), bool), BATCH_AXES))
+    return over_rows(placed, abstract)
 
 
 def fresh(config: ModelConfig, rows: int, mesh: Mesh) -> Carried:

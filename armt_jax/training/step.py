@@ -159,7 +159,7 @@ def make_train_step(
     """step(state, batch, key) -> (state, metrics). The old state's buffers are donated. carries: the state holds carried memory."""
     graphdef, _ = abstract_model(config)
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(config, optimizer, mesh))
-    placed = placed._replace(carried=carried_shardings(config, mesh) if carries else None)
+    placed = placed._replace(carried=carried_shardings(mesh) if carries else None)
     dropout = config.backbone.dropout > 0 or config.memory.layer_class.needs_rng
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(placed, replicated(mesh)))
@@ -180,7 +180,7 @@ def make_evaluation_step(
     """step(params, carried, batch) -> (metrics, carried); no gradient, no dropout."""
     graphdef, _ = abstract_model(config)
 
-    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carried_shardings(config, mesh) if carries else None))
+    @functools.partial(jax.jit, out_shardings=(replicated(mesh), carried_shardings(mesh) if carries else None))
     def step(params, carried: Carried | None, batch: Batch):
         compute = functools.partial(_loss, graphdef, num_answers)
         sums, carried = sum_over_data(lambda *args: compute(*args)[1], mesh, _row_specs(carried))(params, carried, batch, None)

@@ -16,19 +16,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 # (data, fsdp, tensor, stage)
-MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 1, 2, 2), (1, 2, 2, 2), (2, 1, 1, 4)]
-STAGED = (2, 1, 2, 2)
-# Rows over two axes and features over a third: there the partitioner is left to itself, see `nn.placement`.
-MIXED = (2, 2, 2, 1)
-SYSTEMS = ("none", "parallel_rmt", "transformer_xl", "armt_xl", "rmt", "rmt_xl")
+MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2), (2, 1, 1, 4)]
+MIXED, STAGED = (2, 2, 2, 1), (2, 1, 2, 2)
 TABLE = {
     "armt-sequential": [("llama", "armt", "sequential", mesh) for mesh in MESHES],
     "armt-diagonal": [("llama", "armt", "diagonal", mesh) for mesh in MESHES],
-    "staged": [
-        *(("llama", memory, "diagonal", STAGED) for memory in SYSTEMS[:4]),
-        ("transformer_xl", "armt_xl", "diagonal", STAGED), ("gpt2", "armt", "diagonal", STAGED),
+    "others": [
+        *(("llama", memory, "sequential", MIXED) for memory in ("none", "rmt", "parallel_rmt", "transformer_xl", "armt_xl", "rmt_xl")),
+        *(("llama", memory, "diagonal", STAGED) for memory in ("none", "parallel_rmt", "transformer_xl", "armt_xl")),
+        ("transformer_xl", "armt_xl", "diagonal", STAGED), ("gpt2", "armt", "sequential", MIXED), ("gpt2", "armt", "diagonal", STAGED),
     ],
-    "mixed": [*(("llama", memory, "sequential", MIXED) for memory in ("armt", *SYSTEMS)), ("gpt2", "armt", "sequential", MIXED)],
 }  # fmt: skip
 
 SCRIPT = """
@@ -42,7 +39,7 @@ from armt_jax.tasks import Batch
 from armt_jax.training import step as steps
 
 B, S, T, V, L = 8, 3, 4, 16, 8
-ARMT = dict(num_memory_tokens=2, d_mem=8, value_std=0.3, key_norm="l2")
+ARMT = dict(num_memory_tokens=2, d_mem=16, value_std=0.1, key_norm="l2")
 MEMORIES = {
     "none": {}, "rmt": dict(num_memory_tokens=2), "armt": ARMT, "parallel_rmt": dict(num_memory_tokens=2),
     "transformer_xl": dict(cache_length=6), "armt_xl": ARMT | dict(cache_length=6), "rmt_xl": dict(num_memory_tokens=2, cache_length=6),
@@ -83,16 +80,10 @@ for backbone, memory, schedule, axes in json.loads(sys.argv[1]):
 """
 
 
-def allowed(case):
-    """ARMT's read divides, which raises rounding over eight layers. With a cache beside it, one input of the key features' ReLUs lies
-    within rounding of zero here, and programs that round differently take different sides of its kink (see tests/test_bars.py)."""
-    return 2e-4 if "armt_xl" in case else 1e-4 if "armt" in case else 1e-5
-
-
 @pytest.mark.parametrize("part", TABLE)
 def test_every_mesh_gives_the_numbers_of_one_device(part):
-    """The loss to 1e-5, and the gradient to what is `allowed` (of its norm; every parameter's own to five times that of its largest entry:
-    the smallest are sums of much larger terms); and the partitioner found a way to every placement without gathering whole arrays."""
+    """The loss and the gradient to 1e-5 (of its norm; every parameter's own to 1e-4 of its largest entry: the smallest are sums of much
+    larger terms); and the partitioner found a way to every placement without gathering whole arrays."""
     flags = "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true"
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
     command = [sys.executable, "-c", SCRIPT, json.dumps(TABLE[part])]
@@ -100,7 +91,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(part):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert len(rows) == len(TABLE[part]), done.stdout
-    off = [row for row in rows if not (row[1] < 1e-5 and row[2] < allowed(row[0]) and row[3] < 5 * allowed(row[0]))]
+    off = [row for row in rows if not (row[1] < 1e-5 and row[2] < 1e-5 and row[3] < 1e-4)]
     assert not off, "case, loss, gradient, furthest parameter:\n" + "\n".join(map(str, off))
     assert min(row[-1] for row in rows) > 1e-6, f"some parameter has no gradient to compare: {rows}"
-    assert part == "mixed" or "ematerialization" not in done.stderr, done.stderr[-3000:]
+    assert "ematerialization" not in done.stderr, done.stderr[-3000:]

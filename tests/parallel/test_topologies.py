@@ -88,7 +88,7 @@ def same(found, devices):
 
 
 def test_from_one_device_to_eight_and_back(tmp_path):
-    meshes = [(1, 1, 1, 1), (1, 4, 2, 1), (4, 1, 1, 2), (1, 1, 1, 1)]
+    meshes = [(1, 1, 1, 1), (2, 2, 2, 1), (4, 1, 1, 2), (1, 1, 1, 1)]
     same(finish([start(tmp_path / "checkpoints", 8, meshes)]), [1, 8, 8, 1])
 
 

@@ -111,12 +111,6 @@ def test_rows_are_renewed_by_share_and_by_seed_and_step_alone(mesh):
     assert not np.array_equal(drawn, fresh(marked, 0.9, 3, 8)) and not np.array_equal(drawn, fresh(marked, 0.9, 4, 7))
 
 
-def test_a_mesh_whose_gradients_would_be_wrong_is_refused():
-    mesh = jax.sharding.AbstractMesh((2, 1, 2, 2), ("data", "stage", "fsdp", "tensor"))
-    with pytest.raises(ValueError, match="data = 2, fsdp = 2, tensor = 2.*set one of the three to 1"):
-        carry.abstract_carried(model_config("armt"), B, mesh)
-
-
 def gradient(config, mesh, accumulate, params, carried, batch):
     graphdef, _ = steps.abstract_model(config)
     return jax.jit(functools.partial(steps.gradients, graphdef, 0, accumulate, mesh))(params, carried, batch, None)

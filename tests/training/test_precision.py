@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 from armt_jax.config import resolve_backbone, resolve_memory
-from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
-from armt_jax.nn.placement import constrain_state
+from armt_jax.model import ModelConfig, RecurrenceConfig
 from armt_jax.parallel.mesh import MeshConfig, make_mesh
 from armt_jax.tasks import Batch
 from armt_jax.training import step as steps
@@ -68,18 +67,3 @@ def test_the_memory_is_float32_inside_the_loops_and_the_hidden_states_are_not(sc
     carried = [v.aval for scan in scans(jaxpr.jaxpr) for v in scan.outvars]
     memory, hidden = ({a.dtype for a in carried if a.shape[-2:] == shape} for shape in ((K, D), (T + 1, D)))
     assert memory == {jnp.dtype(jnp.float32)} and hidden == {jnp.dtype(jnp.bfloat16)}
-
-
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_features_are_named_for_every_leaf_of_the_state(memory):
-    """The tree that says which dimension may be split has the structure of the state."""
-
-    def make():
-        model = MemoryTransformer(model_config(memory), rngs=nnx.Rngs(0))
-        layers = model.init_state(B).layers
-        features = model.state_features(layers)
-        for leaf, axis in zip(jax.tree.leaves(layers), jax.tree.leaves(features), strict=True):
-            assert axis == 0 or 2 <= axis < leaf.ndim - 1, (leaf.shape, axis)
-        return constrain_state(layers, features)
-
-    jax.eval_shape(make)
