@@ -9,7 +9,7 @@ A variant is a model, gpt2 (GPT-2 small, 124 M) or llama (Llama 3.2, 1.2 B), and
 -pipeline    diagonal by diagonal; layers over `stage` (4 for gpt2, 16 for llama), whole pipelines side by side on the other chips
 
 One row for each chip: on a slice of another size than 16 chips set --config.train.batch_size to its number of chips (64 on v5p:4x4x4).
-Bytes per chip, operations and exchanges as compiled: docs/results/aot.md. Not trained: speed and quality are not known. The text is read
+Not compiled for a TPU yet, and not trained: bytes per chip, speed and quality are not known. The text is read
 as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
 
 GPT-2 has 1,024 positions; its table is longer here, to hold a segment with its memory tokens.
