@@ -209,8 +209,8 @@ def row(found: Report) -> str:
 
 def refused_row(name: str, topology: str, error: DoesNotFit) -> str:
     """Of a program that the compiler gave up on. Its message says how much memory the program asked for."""
-    asked = re.search(r"[Uu]sed ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?)", str(error))
-    needs = f"needs {asked[1]} of {asked[2]}" if asked else "does not compile: out of memory"
+    asked = re.search(r"temporaries \(([\d.]+[KMGT]?)\)", str(error))
+    needs = asked[1] if asked else "too much to compile"
     return f"| {name} | {topology} | | | | {needs} | {_gigabytes(chip_memory(topology))} | no | | | |\n"
 
 

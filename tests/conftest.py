@@ -3,6 +3,7 @@
 Small corpora are made on the spot; the real ones are used where ARMT_JAX_DATA says where they are.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,21 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
+
+
+MAX_MAPPINGS = 20_000  # Linux allows a process 65,530 and kills none that asks for more: XLA segfaults
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_mappings():
+    """Compiled programs are let go once they hold many memory mappings (some three a program)."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -50,11 +50,11 @@ def test_rows_gather_below_one_header(tmp_path):
     path = tmp_path / "aot.md"
     path.write_text("# Title\n\n")
     aot.add_row(path, aot.row(FOUND))
-    error = aot.DoesNotFit("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.04G of 15.75G hbm.")
+    error = aot.DoesNotFit("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (21.04G) exceeds available HBM (15.75G).")
     aot.add_row(path, aot.refused_row("scale:y", "v5e:4x4", error))
     text = path.read_text()
     assert text.startswith("# Title\n\n" + aot.HEADER) and text.count("| config |") == 1
-    assert "needs 21.04G of 15.75G" in text.splitlines()[-1]
+    assert "| 21.04G | 16.00 | no |" in text.splitlines()[-1]
 
 
 def test_utilisation_is_the_share_of_cells_that_exist():

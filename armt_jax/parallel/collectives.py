@@ -14,6 +14,8 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Collective:
 
     Attributes:
         kind: one of KINDS. shapes: of what each device holds after it. bytes: of these.
-        loops: while loops around it. times: how often it runs, by the loops' known trip counts (an unknown one counts as 1).
+        loops: while loops around it. times: how often it runs, by the loops' trip counts (one that depends on data counts as 1).
     """
 
     kind: str
@@ -64,11 +66,20 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return lines, entry
 
 
-def _callees(line: str) -> Iterator[tuple[str, bool, int]]:
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler noted it (CPU, GPU), or the one constant in its condition, the counter's end (TPU)."""
+    if noted := _TRIPS.search(line):
+        return int(noted[1])
+    condition = computations.get(_CONDITION.search(line)[1], [])
+    constants = [int(n) for each in condition for n in _CONSTANT.findall(each)]
+    counts_up = any("ROOT" in each and "direction=LT" in each for each in condition)
+    return constants[0] if counts_up and len(constants) == 1 else 1
+
+
+def _callees(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, bool, int]]:
     """(computation, whether a loop calls it, how often)."""
     loop = " while(" in line
-    trips = _TRIPS.search(line)
-    times = int(trips[1]) if loop and trips else 1
+    times = _trips(line, computations) if loop else 1
     for name in _CALLED.findall(line):
         yield name, loop, times
     for names in _BRANCHES.findall(line):
@@ -90,7 +101,7 @@ def collectives(text: str) -> list[Collective]:
                 shapes = _shapes(match[1], match[3] is not None)
                 size = sum(_width(element) * math.prod(shape) for element, shape in shapes)
                 found.append(Collective(match[2], tuple(shape for _, shape in shapes), size, loops, times))
-            for callee, loop, trips in _callees(line):
+            for callee, loop, trips in _callees(line, computations):
                 if callee in computations:
                     visit(callee, loops + loop, times * trips)
 

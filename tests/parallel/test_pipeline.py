@@ -109,12 +109,17 @@ PROGRAM = '''HloModule jit_f
 %body (carry: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %x = f32[4,8]{1,0} get-tuple-element(%carry), index=1
   %moved = f32[4,8]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,2}}
-  %inner = (s32[], f32[4,8]{1,0}) while(%t), condition=%condition, body=%deep, backend_config={"known_trip_count":{"n":"3"}}
+  %inner = (s32[], f32[4,8]{1,0}) while(%t), condition=%below_three, body=%deep
   ROOT %out = (s32[], f32[4,8]{1,0}) tuple(%i, %moved)
 }
 
 %deep (carry: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %both = (f32[4,8]{1,0}, bf16[2]{0}) all-reduce(%x, %y), to_apply=%add
+}
+
+%below_three (carry: (s32[], f32[4,8])) -> pred[] {
+  %three = s32[]{:T(128)} constant(3), metadata={op_name="jit(f)/while"}
+  ROOT %few = pred[] compare(%i, %three), direction=LT
 }
 
 %condition (carry: (s32[], f32[4,8])) -> pred[] {
@@ -132,7 +137,8 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
 
 
 def test_a_programs_text_is_read():
-    """By hand: a gather before the loop (counted once, by its result), a permute in it, a sum of two arrays in a loop inside."""
+    """By hand: a gather before the loop (counted once, by its result), a permute in it, a sum of two arrays in a loop inside,
+    whose length only its condition says."""
     found = collectives(PROGRAM)
     assert found == [
         Collective("all-gather", ((16, 8),), 512, 0, 1),
