@@ -7,8 +7,7 @@ The task (ARMT paper, arXiv 2407.04841, section 4.1): key-value pairs arrive one
 ones; then four queries ask for the newest value of a key. Nothing but the memory crosses a segment's end.
 
 Found (armt, exact match, seeds 0, 1, 2, mean ± deviation, commit 0b9b370): 0.996 ± 0.007 at 48 pairs, 0.994 ± 0.010 at 128, 0.994 ± 0.009
-at 500. Time: 340 s at commit 29704e2, whose last stage was longer, and 13 minutes 29 seconds for the whole job, on 2 quiet CPU cores; this
-commit was not timed on a quiet machine. More: docs/results/quickstart.md.
+at 500. Time: 278 s, and 12 minutes 52 seconds for the whole job, on 2 CPU cores (commit 201bc39). More: docs/results/quickstart.md.
 
 What differs from the published recipe (configs/associative_retrieval.py), and why: a small model on 16 keys sits at chance for thousands of
 steps until key matching clicks. A curriculum over the key alphabet (4, 6, 8, 12, 16 keys) breaks that plateau in seconds; unit-length keys
