@@ -53,7 +53,7 @@ class Config:
 
     def carries_memory(self, stage: int) -> bool:
         """Whether the memory state goes on from batch to batch in this stage's training."""
-        return self.tasks[stage].carries_state or self.train.stages[stage].keep_memory > 0
+        return self.tasks[stage].carries_state or bool(self.train.stages[stage].keep_memory)
 
 
 def suggestion(name: str, known) -> str:
@@ -347,10 +347,10 @@ def _check_text(config: Config) -> None:
         where = f"train.stages[{i}]"
         if stage.stop_at is not None:
             raise ValueError(f"config: {where}.stop_at = {stage.stop_at} is an exact match, and a text has no answers: use patience")
-        if stage.keep_memory:
+        if stage.keep_memory and not source.carries_state:
             raise ValueError(
-                f"config: {where}.keep_memory = {stage.keep_memory} is for generated tasks: a text goes on as data.stream says "
-                "('contiguous' carries the memory, 'windows' does not)"
+                f"config: {where}.keep_memory = {stage.keep_memory} needs rows that go on where the ones before ended: data.stream must be "
+                "'contiguous', not 'windows'"
             )
         for split in ("train", "validation"):
             length, targets = source.row_length(source.size), source.num_targets(split)

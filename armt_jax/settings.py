@@ -102,9 +102,10 @@ class Stage:
         patience: the stage ends early after this many validations without a better one; None: never.
         batch_size: of this stage; None: train.batch_size.
         learning_rate, schedule, weight_decay: of this stage; None: those of train.optimizer.
-        keep_memory: of a generated task, the share of rows, drawn anew every step, that go on with the memory which the row in their place
-            ended with in the batch before (no gradient crosses); the others start empty. 0: all do. A model so trained meets memories as
-            full as only rows 1 / (1 - keep_memory) times as long would make them. Validation starts empty.
+        keep_memory: the share of rows, drawn anew every step, that go on with the memory which the row in their place ended with in the
+            batch before (no gradient crosses); the others start empty. A model so trained meets empty memories, and memories as full as
+            only rows 1 / (1 - keep_memory) times as long would make them. Validation starts empty. None: all rows go on in a contiguous
+            text, and none in a generated task.
     """
 
     steps: int
@@ -114,10 +115,10 @@ class Stage:
     learning_rate: float | None = None
     schedule: str | None = None
     weight_decay: float | None = None
-    keep_memory: float = 0.0
+    keep_memory: float | None = None
 
     def __post_init__(self):
-        if not 0 <= self.keep_memory < 1:
+        if self.keep_memory is not None and not 0 <= self.keep_memory < 1:
             raise ValueError(f"stage keep_memory = {self.keep_memory} is a share of rows, and some must start empty: it must lie in [0, 1)")
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"stage schedule = {self.schedule!r} must be one of {', '.join(SCHEDULES)}, or None")

@@ -62,7 +62,7 @@ def train(system: str, size: str) -> tuple[int, int, dict]:
     if size == "cpu":
         optimizer = dict(learning_rate=3e-3, schedule="cosine", final_scale=0.1, warmup_steps=50, clip="norm", clip_at=1.0)
         every |= dict(batch_size=16, validate_every=100, checkpoint_every=200)
-        return 32, 8, dict(every, optimizer=optimizer, stages=[dict(steps=400)])
+        return 32, 8, dict(every, optimizer=optimizer, stages=[dict(steps=400, keep_memory=0.8)])
     if size == "gpu":
         optimizer = dict(learning_rate=5e-4, schedule="cosine", warmup_steps=500, clip="norm", clip_at=0.25)
         every |= dict(batch_size=32, validate_every=1000, checkpoint_every=1000)

@@ -1,4 +1,5 @@
-"""Memory state that goes on from batch to batch, where the source of batches says so (`carries_state`), or a stage (`keep_memory`).
+"""Memory state that goes on from batch to batch: of all rows where the source of batches says so (`carries_state`), or of a share of them
+(`keep_memory` of a stage).
 
 Row r of a batch goes on where row r of the batch before ended, so its memory does, too: detached, as part of the train state, and split
 over devices like the rows of a batch. A row marked fresh starts from the empty memory instead. That one follows from the parameters (RMT's

@@ -258,10 +258,10 @@ class Run:
         self.watchdog.beat()
 
     def _starting_memory(self) -> carried.Carried | None:
-        """What this step's batch starts from. A text says itself where its memory is emptied; rows of a task are drawn."""
-        if not self.carries or self.task.carries_state:
-            return self.state.carried
+        """What this step's batch starts from. Inside of a row a text says itself where its memory is emptied."""
         share = self.stage.keep_memory
+        if not self.carries or share is None:
+            return self.state.carried
         return carried.renew_rows(self.state.carried, share, self.config.seed, self.standing.step, self.batch_size, self.mesh)
 
     def after_step(self):

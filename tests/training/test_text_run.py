@@ -37,7 +37,7 @@ CONFIG = {
     "train": {
         "batch_size": 4, "log_every": 5, "validate_every": 4, "validation_batches": 3, "checkpoint_every": 3, "keep_last": 9,
         "tensorboard": False, "optimizer": {"learning_rate": 0.01, "clip": "norm"},
-        "stages": [{"steps": 6}, {"steps": 6, "batch_size": 2, "data": {"segments": 3}}],
+        "stages": [{"steps": 6}, {"steps": 6, "batch_size": 2, "data": {"segments": 3}, "keep_memory": 0.5}],
     },
     "evaluation": {"batch_size": 4, "batches": None},
     "mesh": {"data": 1},
@@ -166,6 +166,20 @@ def test_windows_carry_nothing(config, tmp_path):
     changed = override(config, changes)
     train(resolve(changed), changed, tmp_path)
     assert restored(tmp_path, changed).state.carried is None
+
+
+def test_a_share_of_rows_goes_on(config, tmp_path):
+    """None: all of them. The first batch starts empty whatever the share is."""
+
+    def losses(name, **stage):
+        changed = override(config, {"train.stages": [{"steps": 2} | stage], "train.log_every": 1})
+        train(resolve(changed), changed, tmp_path / name)
+        return [row["loss"] for row in metrics(tmp_path / name) if "loss" in row]
+
+    every, none, most = losses("every"), losses("none", keep_memory=0.0), losses("most", keep_memory=0.999)
+    assert every[0] == none[0] and every[1] != none[1] and every == most
+    changed = override(config, {"train.stages": [{"steps": 1, "keep_memory": 0.0}]})
+    assert restored(tmp_path / "none", changed, "last").state.carried is not None
 
 
 def test_memory_resets_where_documents_begin(config, tmp_path):
