@@ -347,11 +347,6 @@ def _check_text(config: Config) -> None:
         where = f"train.stages[{i}]"
         if stage.stop_at is not None:
             raise ValueError(f"config: {where}.stop_at = {stage.stop_at} is an exact match, and a text has no answers: use patience")
-        if stage.keep_memory and not source.carries_state:
-            raise ValueError(
-                f"config: {where}.keep_memory = {stage.keep_memory} needs rows that go on where the ones before ended: data.stream must be "
-                "'contiguous', not 'windows'"
-            )
         for split in ("train", "validation"):
             length, targets = source.row_length(source.size), source.num_targets(split)
             if length > targets:

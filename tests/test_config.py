@@ -405,10 +405,6 @@ def test_a_text_brings_its_segment_length(text):
         ({"data.splits": ["train"]}, ("data.splits = ('train',) lacks 'validation'",)),
         ({"backbone.vocab_size": 255}, ("data needs a vocabulary of 256", "backbone.vocab_size = 255")),
         ({"train.stages": [{"steps": 1, "stop_at": 0.5}]}, ("train.stages[0].stop_at = 0.5", "patience")),
-        (
-            {"train.stages": [{"steps": 1, "keep_memory": 0.5}], "data.stream": "windows"},
-            ("train.stages[0].keep_memory = 0.5", "data.stream", "'contiguous'"),
-        ),
         ({"train.stages": [{"steps": 1, "data": {"path": "y"}}]}, ("train.stages[0].data.path = 'y'", "set data.path")),
         ({"train.stages": [{"steps": 1, "data": {"sgments": 2}}]}, ("train.stages[0].data.sgments", "'segments'")),
         ({"train.stages": [{"steps": 1, "task": {"pairs": 2}}]}, ("train.stages[0].task",)),

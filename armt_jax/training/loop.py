@@ -19,6 +19,7 @@ from absl import logging
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import Config
+from armt_jax.data.windows import Windows
 from armt_jax.interop.pretrained import Checkpoint, load_parameters, open_checkpoint
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
@@ -84,8 +85,9 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog:
     Raises:
         JobError: the processes were started with different configs.
         WorkdirError, CheckpointError: the folder or what is in it cannot be used. NonFiniteLoss: the loss became NaN or infinite.
-        Preempted: SIGTERM; the state is saved.
+        Preempted: SIGTERM; the state is saved. ValueError: a stage keeps the memory of rows that do not go on.
     """
+    check_rows_go_on(config)
     workdir = Path(workdir).absolute()
     data = {f"data of stage {i + 1}": task.fingerprint for i, task in enumerate(config.tasks)}
     agree("configs", agreed(raw) | data | {"version of armt_jax": __version__, "version of jax": jax.__version__})
@@ -96,6 +98,16 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog:
                 return run.to_the_end()
             finally:
                 run.close()
+
+
+def check_rows_go_on(config: Config) -> None:
+    """Not part of `resolve`: an evaluation reads the same stages with windows."""
+    for i, (stage, source) in enumerate(zip(config.train.stages, config.tasks, strict=True)):
+        if isinstance(source, Windows) and stage.keep_memory:
+            raise ValueError(
+                f"config: train.stages[{i}].keep_memory = {stage.keep_memory} needs rows that go on where the ones before ended: data.stream "
+                "must be 'contiguous', not 'windows'"
+            )
 
 
 def check_init(config: Config) -> Checkpoint | None:

@@ -166,6 +166,9 @@ def test_windows_carry_nothing(config, tmp_path):
     changed = override(config, changes)
     train(resolve(changed), changed, tmp_path)
     assert restored(tmp_path, changed).state.carried is None
+    changed = override(changed, {"train.stages": [{"steps": 2, "keep_memory": 0.5}]})
+    with pytest.raises(ValueError, match=r"train\.stages\[0\]\.keep_memory = 0\.5 needs rows that go on.*'contiguous', not 'windows'"):
+        train(resolve(changed), changed, tmp_path / "kept")
 
 
 def test_a_share_of_rows_goes_on(config, tmp_path):
