@@ -23,9 +23,9 @@ The other rows: --config.memory.cache_length=10, --config.memory.num_memory_toke
 What differs from the published runs: a row here has 4 segments, all of them weighed and the gradient running through them, and a quarter as
 many rows, where the published step weighs one segment and replays k earlier ones; RMT's mask is causal throughout; distances have no
 dropout of their own; in RMT and ARMT with a cache the gradient runs into the cache, too. ARMT has unit keys and a capped write gate.
--cpu and -gpu: in every step a fifth of the rows starts with an empty memory (train.stages keep_memory), and ARMT's own parameters learn at
-a tenth of the rate. After 150 steps on the prefix (seed 0, of a decay over 400) no memory had 2.440 nats in validation, ARMT 2.392; without the
-slow rate 2.765; without both 4.103, though as good as no memory on training rows (2.319 against 2.308).
+-cpu and -gpu: in every step a fifth of the rows starts with an empty memory (train.stages keep_memory), and ARMT's own parameters learn
+at a tenth of the rate. After 150 steps on the prefix (seed 0, of a decay over 400) no memory had 2.440 nats in validation, ARMT 2.392;
+without the slow rate 2.765; without both 4.103, though as good as no memory on training rows (2.319 against 2.308).
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -105,8 +105,8 @@ def check_rows_go_on(config: Config) -> None:
     for i, (stage, source) in enumerate(zip(config.train.stages, config.tasks, strict=True)):
         if isinstance(source, Windows) and stage.keep_memory:
             raise ValueError(
-                f"config: train.stages[{i}].keep_memory = {stage.keep_memory} needs rows that go on where the ones before ended: data.stream "
-                "must be 'contiguous', not 'windows'"
+                f"config: train.stages[{i}].keep_memory = {stage.keep_memory} needs rows that go on where the ones before ended: "
+                "data.stream must be 'contiguous', not 'windows'"
             )
 
 
