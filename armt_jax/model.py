@@ -6,6 +6,7 @@ K memory key features, V vocabulary, C cache or context length, F MLP width.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.nn.backbones import BackboneConfig
+from armt_jax.nn.heads import weighed_losses
 from armt_jax.nn.layers import Shared, Table, dropout, row_keys
 from armt_jax.nn.placement import ROWS, WHOLE, constrain, constrain_state
 from armt_jax.recurrence import schedules, segments
@@ -303,19 +305,11 @@ class MemoryTransformer(nnx.Module):
         targets, weights = (segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN))
         weights = weights.astype(jnp.float32) if valid is None else weights * valid
 
-        def segment_loss(hidden, targets, weights):
-            # With the loss on an answer alone, most segments weigh nothing, and a head costs as much as several layers.
-            nll, correct = jax.lax.cond(
-                jnp.any(weights > 0),
-                lambda: self.head.losses(hidden, targets, self.embed),
-                lambda: (jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)),
-            )
-            # A padded or unweighted position must not turn a NaN elsewhere into a zero, nor its own into the sum.
-            loss = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=(-1, -2))
-            return loss, jnp.sum(weights, axis=(-1, -2)), correct
-
-        loss_S, weight_S, correct = self._by_segments(segment_loss, hidden, targets, weights)
-        return Losses(loss_S, weight_S, segments.join(correct, tokens_BxN.shape[1], recurrence.align), state)
+        nll, correct = self._by_segments(functools.partial(weighed_losses, self.head, self.embed), hidden, targets, weights)
+        # A padded or unweighted position must not turn a NaN elsewhere into a zero, nor its own into the sum.
+        loss_S = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=(1, 2))
+        correct_BxN = segments.join(correct, tokens_BxN.shape[1], recurrence.align)
+        return Losses(loss_S, jnp.sum(weights, axis=(1, 2)), correct_BxN, state)
 
     def token_losses(self, tokens_BxN, targets_BxN, state=None, *, valid_BxN=None, reset_BxS=None) -> tuple[jax.Array, GridState]:
         """-ln p of every target [B, N], float32, and the memory state after the row; for evaluation."""

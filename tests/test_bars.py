@@ -88,6 +88,21 @@ def test_reversible_gradients_equal_stored_ones_at_shape_lm():
     assert worst(runs[1], runs[0]) < 1e-4
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_heads_matrix_is_not_kept_once_for_each_segment(tied, monkeypatch):
+    monkeypatch.setattr("armt_jax.model.LOGITS_AT_ONCE", 1)
+    vocabulary, width = 5000, 32
+
+    def temporary(segments):
+        backbone = GPTNeoX(vocab_size=vocabulary, num_layers=1, width=width, num_heads=2, tie_embeddings=tied)
+        config = ModelConfig(backbone, ARMT(num_memory_tokens=1, d_mem=4), RecurrenceConfig(4, gradient="reversible"))
+        ids = jnp.zeros((1, segments * 4 + 1), jnp.int32)
+        return compiled(MemoryTransformer(config, rngs=nnx.Rngs(0)), ids)[0].compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(4), temporary(20)
+    assert many - few < 4 * vocabulary * width, (few, many)
+
+
 def lines(lowered):
     return lowered.as_text().count("\n")
 

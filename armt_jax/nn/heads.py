@@ -9,6 +9,8 @@ Every head has
 `embed` is the embedding part, whose tables a tied head shares. The adaptive softmax is a head, too.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,3 +63,43 @@ class UntiedHead(PlainHead):
 
     def _kernel(self, embed):
         return constrain(self.kernel[...].astype(self.dtype), WHOLE, VOCABULARY)
+
+
+def weighed_losses(head: nnx.Module, embed: nnx.Module, hidden: jax.Array, targets: jax.Array, weights: jax.Array):
+    """head.losses, or zeros that cost nothing where no target weighs: with the loss on an answer alone most segments weigh nothing, and a
+    head costs as much as several layers."""
+    graphdef, params = nnx.split((head, embed))
+
+    def compute(params, hidden, targets):
+        head, embed = nnx.merge(graphdef, params)
+        return head.losses(hidden, targets, embed)
+
+    return _if_any(compute, weights > 0, params, hidden, targets)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _if_any(compute: Callable, wanted, params, hidden, targets):
+    """compute(params, hidden, targets), or zeros where nothing is wanted.
+
+    With its transpose written out: autodiff would keep what a branch needs for the backward pass, the head's matrix included, once for each
+    call in a loop.
+    """
+    zeros = lambda: (jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool))
+    return jax.lax.cond(jnp.any(wanted), lambda: compute(params, hidden, targets), zeros)
+
+
+def _if_any_forward(compute, wanted, params, hidden, targets):
+    return _if_any(compute, wanted, params, hidden, targets), (wanted, params, hidden, targets)
+
+
+def _if_any_backward(compute, saved, cotangents):
+    wanted, params, hidden, targets = saved
+
+    def pull():
+        return jax.vjp(lambda params, hidden: compute(params, hidden, targets)[0], params, hidden)[1](cotangents[0])
+
+    d_params, d_hidden = jax.lax.cond(jnp.any(wanted), pull, lambda: jax.tree.map(jnp.zeros_like, (params, hidden)))
+    return None, d_params, d_hidden, None
+
+
+_if_any.defvjp(_if_any_forward, _if_any_backward)

@@ -155,22 +155,40 @@ def test_indexed_jobset_shares_a_sweep(capsys):
     assert flags(line)["--share"] == "$JOB_COMPLETION_INDEX/8" and container["resources"]["limits"] == {"nvidia.com/gpu": 1}
 
 
-def test_commands_of_the_documentation(capsys):
-    """Every launch command in the README and docs/ can be printed; a continuation line ends in a backslash."""
-    seen = 0
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        for line in path.read_text().replace("\\\n", " ").splitlines():
-            if not line.strip().startswith("python -m armt_jax.launch "):
-                continue
+def launch_commands(text):
+    """The launch commands of a page, as (flags of the launcher, program); a continuation line ends in a backslash."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip().startswith("python -m armt_jax.launch "):
             words = shlex.split(line, comments=True)[3:]
-            engine, program = words[: words.index("--")], words[words.index("--") + 1 :]
-            text = dry_run(capsys, [word for word in engine if word != "--dry_run"], program)
-            if engine[0] == "gke":
-                pods(load_yaml(text))
-            else:
-                check_shell(text)
-            seen += 1
-    assert seen >= 6
+            yield [word for word in words[: words.index("--")] if word != "--dry_run"], words[words.index("--") + 1 :]
+
+
+def check_command(capsys, engine, program):
+    text = dry_run(capsys, engine, program)
+    if engine[0] == "gke":
+        pods(load_yaml(text))
+    else:
+        check_shell(text)
+
+
+def test_commands_of_the_readmes_section(capsys):
+    """One of each engine, all of them printed."""
+    section = (ROOT / "README.md").read_text().split("## From one device to a pod\n")[1].split("\n## ")[0]
+    commands = list(launch_commands(section))
+    assert [engine[0] for engine, _ in commands] == ["local", "tpu-vm", "slurm", "gke"]
+    for engine, program in commands:
+        check_command(capsys, engine, program)
+        config = flags(shlex.join(program))["--config"].partition(":")[0]
+        assert (ROOT / config).exists(), config
+
+
+def test_commands_of_the_documentation(capsys):
+    """Every launch command in the README and docs/ can be printed."""
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    commands = [command for page in pages for command in launch_commands(page.read_text())]
+    for engine, program in commands:
+        check_command(capsys, engine, program)
+    assert len(commands) >= 10
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------
