@@ -41,6 +41,6 @@ setup(
         "torch": ["torch>=2.6,<3", "transformers>=4.46,<6"],
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "aot": ["libtpu>=0.0.30,<0.1"],
+        "aot": ["jax[tpu]>=0.10,<0.13"],  # compiles without a TPU; JAX says which libtpu writes programs that it can read
     },
 )

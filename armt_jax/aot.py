@@ -41,6 +41,7 @@ class Report:
     name: str
     topology: str
     mesh: str
+    chips: int
     tokens: int
     segments: int
     arguments: int
@@ -55,6 +56,11 @@ class Report:
     @property
     def bytes(self) -> int:
         return self.arguments + self.temporaries + self.outputs
+
+    @property
+    def exchanged_per_token(self) -> float:
+        """Bytes that all chips together hold after exchanges, for each token of the step."""
+        return sum(each.bytes for each in self.traffic) * self.chips / self.tokens
 
     @property
     def fits(self) -> bool:
@@ -167,9 +173,9 @@ def report(name: str, topology: str, raw: Mapping[str, Any]) -> Report:
     segments = math.ceil(batch.tokens_BxN.shape[1] / config.model.recurrence.segment_length)
     return Report(
         name=name, topology=topology, mesh=" x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 chip",
-        tokens=batch.tokens_BxN.size, segments=segments, arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes, limit=chip_memory(topology),
-        flops=model_flops(config, state, batch), traffic=tuple(traffic(collectives(compiled.as_text()))),
+        chips=mesh.size, tokens=batch.tokens_BxN.size, segments=segments, arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes, outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        limit=chip_memory(topology), flops=model_flops(config, state, batch), traffic=tuple(traffic(collectives(compiled.as_text()))),
         utilisation=utilisation(config.model, segments, mesh.shape["stage"]), seconds=seconds,
     )  # fmt: skip
 
@@ -189,12 +195,14 @@ def describe(found: Report) -> str:
     for kind in found.traffic:
         sizes = f"{_gigabytes(kind.bytes)} GiB per chip and step, {_gigabytes(kind.in_loops)} of them in loops"
         lines.append(f"{kind.kind}: {kind.number} in the program, {sizes}")
-    return "\n".join(lines if found.traffic else [*lines, "no exchange between chips"])
+    lines.append(f"exchanged for each token: {found.exchanged_per_token:,.0f} bytes, all chips together")
+    return "\n".join(lines if found.traffic else [*lines[:-1], "no exchange between chips"])
 
 
 HEADER = (
-    "| config | slice | mesh | tokens a step | arguments | temporaries | of | fits | operations | busy | exchanged a step (in loops) |\n"
-    "|---|---|---|---:|---:|---:|---:|---|---:|---:|---|\n"
+    "| config | slice | mesh | tokens a step | arguments | temporaries | of | fits | operations | busy | bytes a token | "
+    "exchanged a step (in loops) |\n"
+    "|---|---|---|---:|---:|---:|---:|---|---:|---:|---:|---|\n"
 )
 
 
@@ -202,7 +210,8 @@ def row(found: Report) -> str:
     traffic = ", ".join(f"{t.kind} {_gigabytes(t.bytes)} ({_gigabytes(t.in_loops)})" for t in found.traffic) or "nothing"
     cells = (
         found.name, found.topology, found.mesh, f"{found.tokens:,}", _gigabytes(found.arguments), _gigabytes(found.temporaries),
-        _gigabytes(found.limit), "yes" if found.fits else "no", f"{found.flops:.2e}", f"{found.utilisation:.0%}", traffic,
+        _gigabytes(found.limit), "yes" if found.fits else "no", f"{found.flops:.2e}", f"{found.utilisation:.0%}",
+        f"{found.exchanged_per_token:,.0f}", traffic,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |\n"
 
@@ -211,7 +220,7 @@ def refused_row(name: str, topology: str, error: DoesNotFit) -> str:
     """Of a program that the compiler gave up on. Its message says how much memory the program asked for."""
     asked = re.search(r"temporaries \(([\d.]+[KMGT]?)\)", str(error))
     needs = asked[1] if asked else "too much to compile"
-    return f"| {name} | {topology} | | | | {needs} | {_gigabytes(chip_memory(topology))} | no | | | |\n"
+    return f"| {name} | {topology} | | | | {needs} | {_gigabytes(chip_memory(topology))} | no | | | | |\n"
 
 
 def add_row(path: Path, line: str) -> None:

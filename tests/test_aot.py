@@ -23,8 +23,8 @@ RAW = {
     "train": {"batch_size": 2, "stages": ({"steps": 2},), "optimizer": {}},
 }
 FOUND = aot.Report(
-    name="scale:x", topology="v5e:4x4", mesh="stage 4", tokens=2048, segments=5, arguments=6 * aot.GIB, temporaries=9 * aot.GIB, outputs=0,
-    limit=16 * aot.GIB, flops=10**15, traffic=(Traffic("all-reduce", 2, 3 * aot.GIB, aot.GIB),), utilisation=0.625, seconds=1.0,
+    name="scale:x", topology="v5e:4x4", mesh="stage 4", chips=4, tokens=2**30, segments=5, arguments=6 * aot.GIB, temporaries=9 * aot.GIB,
+    outputs=0, limit=16 * aot.GIB, flops=10**15, traffic=(Traffic("all-reduce", 2, 3 * aot.GIB, aot.GIB),), utilisation=0.625, seconds=1.0,
 )  # fmt: skip
 
 
@@ -41,9 +41,10 @@ def test_the_training_step_compiles_without_its_text():
 
 def test_what_a_report_says():
     said = aot.describe(FOUND)
+    assert FOUND.exchanged_per_token == 12 and "12 bytes, all chips" in said and "| 62% | 12 | all-reduce 3.00 (1.00) |" in aot.row(FOUND)
     assert "stage 4" in said and "15.00 of 16.00" in said and "62.5%" in said and "all-reduce: 2 in the program, 3.00 GiB" in said
     assert FOUND.fits and not dataclasses.replace(FOUND, outputs=2 * aot.GIB).fits
-    assert "| scale:x | v5e:4x4 | stage 4 | 2,048 | 6.00 | 9.00 | 16.00 | yes |" in aot.row(FOUND)
+    assert "| scale:x | v5e:4x4 | stage 4 | 1,073,741,824 | 6.00 | 9.00 | 16.00 | yes |" in aot.row(FOUND)
 
 
 def test_rows_gather_below_one_header(tmp_path):
