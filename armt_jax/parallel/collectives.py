@@ -15,6 +15,8 @@ _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_FUSED = re.compile(r"(async_collective_fusion|fused_computation)")
 _CONSTANT = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
 
 
@@ -90,17 +92,27 @@ def _callees(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[st
 def collectives(text: str) -> list[Collective]:
     """Every exchange in the text of a compiled program (`compiled.as_text()`), in the order in which the program is written.
 
-    A computation that is called from several places counts at each of them.
+    A computation that is called from several places counts at each of them. A TPU program hides an exchange behind other work by writing it
+    into several fusions, with one channel, some of them in the loops that hide it: it is one exchange, and runs as often as the outermost.
     """
     computations, entry = _computations(text)
     found = []
+    hidden: dict[str, int] = {}  # channel: place in `found`
 
     def visit(name: str, loops: int, times: int):
         for line in computations[name]:
             if match := _COLLECTIVE.search(line):
                 shapes = _shapes(match[1], match[3] is not None)
                 size = sum(_width(element) * math.prod(shape) for element, shape in shapes)
-                found.append(Collective(match[2], tuple(shape for _, shape in shapes), size, loops, times))
+                one = Collective(match[2], tuple(shape for _, shape in shapes), size, loops, times)
+                channel = _CHANNEL.search(line)
+                if channel and _FUSED.match(name) and channel[1] in hidden:
+                    place = hidden[channel[1]]
+                    found[place] = min(found[place], one, key=lambda each: (each.loops, each.times))
+                else:
+                    if channel and _FUSED.match(name):
+                        hidden[channel[1]] = len(found)
+                    found.append(one)
             for callee, loop, trips in _callees(line, computations):
                 if callee in computations:
                     visit(callee, loops + loop, times * trips)

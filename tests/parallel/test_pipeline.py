@@ -136,6 +136,32 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
 '''
 
 
+HIDDEN = '''HloModule jit_f
+
+%async_collective_fusion.1 (x: f32[4,8]) -> f32[16,8] {
+  ROOT %first = f32[16,8]{1,0} all-gather(%x), channel_id=7, dimensions={0}
+}
+
+%async_collective_fusion.2 (x: f32[4,8]) -> f32[16,8] {
+  ROOT %second = f32[16,8]{1,0} all-gather(%x), channel_id=7, dimensions={0}
+}
+
+%body (carry: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  ROOT %goes_on = (s32[], f32[16,8]{1,0}) fusion(%carry), kind=kCustom, calls=%async_collective_fusion.2
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[16,8] {
+  %started = f32[16,8]{1,0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+  %work = (s32[], f32[16,8]{1,0}) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+'''
+
+
+def test_an_exchange_hidden_behind_a_loop_is_one():
+    """As TPU programs write it: one channel, in a fusion before the loop and in one inside."""
+    assert collectives(HIDDEN) == [Collective("all-gather", ((16, 8),), 512, 0, 1)]
+
+
 def test_a_programs_text_is_read():
     """By hand: a gather before the loop (counted once, by its result), a permute in it, a sum of two arrays in a loop inside,
     whose length only its condition says."""
