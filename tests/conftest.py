@@ -13,9 +13,13 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    flags.append("--xla_cpu_use_fusion_emitters=false")  # later versions have no such flag, and XLA ends the process at one it does not know
+    # Later versions have no such flag, and XLA ends the process at one it does not know.
+    flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
+
+# Tracing makes and drops millions of objects: with Python's own thresholds a tenth of the time goes into looking for cycles among them.
+gc.set_threshold(100_000, 50, 100)
 
 MAX_MAPPINGS = 20_000  # Linux allows a process 65,530 and kills none that asks for more: XLA segfaults
 
