@@ -21,7 +21,7 @@ os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Tracing makes and drops millions of objects: with Python's own thresholds a tenth of the time goes into looking for cycles among them.
 gc.set_threshold(100_000, 50, 100)
 
-MAX_MAPPINGS = 20_000  # Linux allows a process 65,530 and kills none that asks for more: XLA segfaults
+MAX_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA ends with a segmentation fault when it gets no more
 
 
 @pytest.fixture(autouse=True, scope="module")
