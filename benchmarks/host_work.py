@@ -9,7 +9,7 @@ shares of the wall time of those steps:
 idle       no training step is on the device: from the moment a step's results are ready (another thread waits for them) to the call of the
            next. This is what the host costs; work that overlaps a running step is not in it.
 host       CPU time of the loop's thread. It does not matter whether a step runs beside it, so it bounds what a faster device could lose.
-data_wait  drawing a batch and putting it on the device, as metrics.jsonl has it.
+data_wait  drawing a batch on the host, as metrics.jsonl has it.
 
 The CPU's device shares its cores with the host: on an accelerator the loop does the same work beside shorter steps.
 """

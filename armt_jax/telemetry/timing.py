@@ -12,8 +12,8 @@ class StepTimer:
         timer = StepTimer()
         for step in range(n):
             with timer.data_wait():
-                batch = next(batches)
-            state, metrics = train_step(state, batch)
+                rows = next(batches)                 # on the host; putting them on a device waits for the device, not for data
+            state, metrics = train_step(state, put(rows))
             timer.tick(tokens=batch_tokens)
             if step % 100 == 0:
                 jax.block_until_ready(metrics)       # dispatch is asynchronous: without this the last steps are not in

@@ -250,11 +250,11 @@ class Run:
 
     def one_step(self):
         optimizer, length = self.optimizer_config(self.stage)
-        with self.timer.data_wait():
-            rows = process_rows(self.batch_size, self.mesh)
+        rows = process_rows(self.batch_size, self.mesh)
+        with self.timer.data_wait():  # without `put_batch`, which waits for the steps under way wherever their queue is full
             host = self.task.batch(self.config.seed, self.standing.step, self.batch_size, "train", rows)
-            batch = put_batch(host, self.mesh)
-            self.state = self.state._replace(carried=self._starting_memory())
+        batch = put_batch(host, self.mesh)
+        self.state = self.state._replace(carried=self._starting_memory())
         step = self._train_step(self.model, optimizer, length, self.task.num_answers, self.carries)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.standing.step)
         if (shape := batch.tokens_BxN.shape) not in self.flops_per_step:
