@@ -5,46 +5,52 @@
 
 A variant is a model, gpt2 (GPT-2 small, 124 M) or llama (Llama 3.2, 1.2 B), and a layout:
 
--sequential  segment by segment; the parameters are split over all chips (fsdp) and gathered where they are used, rows over all chips
+-sequential  segment by segment; the parameters are split over all chips (fsdp; of llama over pairs of them, tensor, too) and gathered where
+             they are used
 -pipeline    diagonal by diagonal; layers over `stage` (4 for gpt2, 16 for llama), whole pipelines side by side on the other chips
 
-One row for each chip: on a slice of another size than 16 chips set --config.train.batch_size to its number of chips (64 on v5p:4x4x4).
-Not compiled for a TPU yet, and not trained: bytes per chip, speed and quality are not known. The text is read
-as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
+The batch is what fits 16 chips of 16 GB (16, 16, 8 and 2 rows); on a slice of four times as many chips set --config.train.batch_size to
+four times as much. Compiled for v5e:4x4 and v5p:4x4x4: bytes per chip and exchanges are in docs/results/aot.md. Not trained: speed and
+quality are not known. The text is read as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
 
 GPT-2 has 1,024 positions; its table is longer here, to hold a segment with its memory tokens.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-# backbone, stages
-MODELS = {"gpt2": (dict(preset="gpt2", max_positions=1040), 4), "llama": (dict(preset="llama-3.2-1b"), 16)}
-LAYOUTS = ("sequential", "pipeline")
-VARIANTS = tuple(f"{model}-{layout}" for model in MODELS for layout in LAYOUTS)
+# mesh, rows for 16 chips, segments between exact copies of the memory
+LAYOUTS = {
+    "gpt2-sequential": (dict(data=1, fsdp=-1), 16, 32),
+    "gpt2-pipeline": (dict(data=-1, stage=4), 16, 32),
+    "llama-sequential": (dict(data=1, fsdp=-1, tensor=2), 8, 8),
+    "llama-pipeline": (dict(data=-1, stage=16), 2, 32),
+}
+BACKBONES = {"gpt2": dict(preset="gpt2", max_positions=1040), "llama": dict(preset="llama-3.2-1b")}
 
 
 def get_config(variant: str = "gpt2-pipeline") -> ConfigDict:
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/scale.py:{variant} is unknown: choose one of {', '.join(VARIANTS)}")
+    if variant not in LAYOUTS:
+        raise ValueError(f"configs/scale.py:{variant} is unknown: choose one of {', '.join(LAYOUTS)}")
     model, layout = variant.split("-")
-    backbone, stages = MODELS[model]
+    mesh, rows, anchor_every = LAYOUTS[variant]
     c = ConfigDict()
     c.seed = 0
     c.dtype = "bfloat16"
-    c.backbone = backbone
+    c.backbone = BACKBONES[model]
     c.memory = dict(name="armt", num_memory_tokens=16, d_mem=64, key_norm="l2")
     c.recurrence = dict(
-        segment_length=1024, schedule="diagonal" if layout == "pipeline" else "sequential", gradient="reversible", anchor_every=32
+        segment_length=1024, schedule="diagonal" if layout == "pipeline" else "sequential", gradient="reversible",
+        anchor_every=anchor_every,
     )
     c.data = dict(
         dataset="enwik8", path=config_dict.placeholder(str), tokenizer="bytes", stream="contiguous", segments=128,
         cache_dir="~/.cache/armt_jax",
     )  # fmt: skip
     c.train = dict(
-        batch_size=16, log_every=1, validate_every=500, validation_batches=1, checkpoint_every=100,
+        batch_size=rows, log_every=1, validate_every=500, validation_batches=1, checkpoint_every=100,
         optimizer=dict(learning_rate=1e-4, schedule="cosine", warmup_steps=100, weight_decay=0.01, clip="norm", clip_at=1.0),
         stages=[dict(steps=5000)],
     )  # fmt: skip
     c.evaluation = dict(batch_size=16)
-    c.mesh = dict(data=-1, stage=stages) if layout == "pipeline" else dict(data=1, fsdp=-1)
+    c.mesh = mesh
     return c
