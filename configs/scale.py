@@ -9,9 +9,10 @@ A variant is a model, gpt2 (GPT-2 small, 124 M) or llama (Llama 3.2, 1.2 B), and
              they are used
 -pipeline    diagonal by diagonal; layers over `stage` (4 for gpt2, 16 for llama), whole pipelines side by side on the other chips
 
-The batch is what fits 16 chips of 16 GB (16, 16, 8 and 2 rows); on a slice of four times as many chips set --config.train.batch_size to
-four times as much. Compiled for v5e:4x4 and v5p:4x4x4: bytes per chip and exchanges are in docs/results/aot.md. Not trained: speed and
-quality are not known. The text is read as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
+The batch is what fits 16 chips of 16 GB (16, 16, 8 and 1 rows); on a slice of four times as many chips set --config.train.batch_size to
+four times as much (llama-sequential on v5p:4x4x4: --config.mesh.tensor=1 and 64 rows, as JAX cuts no side of that torus in two). Compiled
+for v5e:4x4 and v5p:4x4x4: bytes per chip and exchanges are in docs/results/aot.md. Not trained: speed and quality are not known. The text
+is read as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
 
 GPT-2 has 1,024 positions; its table is longer here, to hold a segment with its memory tokens.
 """
@@ -23,7 +24,7 @@ LAYOUTS = {
     "gpt2-sequential": (dict(data=1, fsdp=-1), 16, 32),
     "gpt2-pipeline": (dict(data=-1, stage=4), 16, 32),
     "llama-sequential": (dict(data=1, fsdp=-1, tensor=2), 8, 8),
-    "llama-pipeline": (dict(data=-1, stage=16), 2, 32),
+    "llama-pipeline": (dict(data=-1, stage=16), 1, 32),
 }
 BACKBONES = {"gpt2": dict(preset="gpt2", max_positions=1040), "llama": dict(preset="llama-3.2-1b")}
 
