@@ -195,8 +195,8 @@ def describe(found: Report) -> str:
     for kind in found.traffic:
         sizes = f"{_gigabytes(kind.bytes)} GiB per chip and step, {_gigabytes(kind.in_loops)} of them in loops"
         lines.append(f"{kind.kind}: {kind.number} in the program, {sizes}")
-    lines.append(f"exchanged for each token: {found.exchanged_per_token:,.0f} bytes, all chips together")
-    return "\n".join(lines if found.traffic else [*lines[:-1], "no exchange between chips"])
+    total = f"exchanged for each token: {found.exchanged_per_token:,.0f} bytes, all chips together"
+    return "\n".join([*lines, total if found.traffic else "no exchange between chips"])
 
 
 HEADER = (

@@ -17,7 +17,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
-
 # Tracing makes and drops millions of objects: with Python's own thresholds a tenth of the time goes into looking for cycles among them.
 gc.set_threshold(100_000, 50, 100)
 
