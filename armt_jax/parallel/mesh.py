@@ -5,6 +5,7 @@ Axes, slowest links first: `data` (copies of the model), `stage` (layers, a pipe
 rows of a batch are split over `data` and `fsdp`; devices that differ only in `stage` or `tensor` hold the same rows.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -69,12 +72,49 @@ def _sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
     return sizes
 
 
+def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    """How many slices each axis spans: as many as its size allows, slowest axis first. Their product is `slices`."""
+    spans = []
+    for size in shape:
+        spans.append(math.gcd(size, slices))
+        slices //= spans[-1]
+    return tuple(spans)
+
+
+def _placed(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array of `shape`: links inside a slice for the fast axes, between slices for the slow ones.
+
+    A slice is what JAX calls devices with a fast network of their own: a TPU slice, a GPU node or NVLink domain, a CPU
+    host. `jax.make_mesh` refuses more than one.
+    """
+    members = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(set(members.values())) > 1:
+        counts = ", ".join(f"slice {index}: {count}" for index, count in sorted(members.items()))
+        raise ValueError(f"slices of unequal numbers of devices ({counts}): use the same number of every slice")
+    spans = _over_slices(shape, len(members))
+    inside = tuple(size // span for size, span in zip(shape, spans, strict=True))
+
+    def place(split: bool) -> np.ndarray:
+        if len(members) == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+        return mesh_utils.create_hybrid_device_mesh(inside, spans, devices, allow_split_physical_axes=split)
+
+    try:
+        return place(split=False)
+    except NotImplementedError:  # a TPU's torus has no set of whole sides of these sizes
+        logging.warning(
+            "mesh %s: no axis order follows whole sides of the TPU's torus; its sides are split, which can be slower. Axes that are "
+            "products of sides are faster",
+            " * ".join(f"{name}={size}" for name, size in zip(AXES, inside, strict=True)),
+        )
+        return place(split=True)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all devices of all processes). Every device is used."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = _sizes(config, len(devices))
-    shape = tuple(sizes[name] for name in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_placed(tuple(sizes[name] for name in AXES), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
