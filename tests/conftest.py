@@ -20,12 +20,12 @@ os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Tracing makes and drops millions of objects: with Python's own thresholds a tenth of the time goes into looking for cycles among them.
 gc.set_threshold(100_000, 50, 100)
 
-MAX_MAPPINGS = 20_000  # Linux allows a process 65,530; XLA ends with a segmentation fault when it gets no more
+MAX_MAPPINGS = 40_000  # Linux allows a process 65,530; XLA ends with a segmentation fault when it gets no more
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def bounded_mappings():
-    """Compiled programs are let go once they hold many memory mappings (some three a program)."""
+    """Compiled programs are let go once they hold many memory mappings (three a program and more)."""
     yield
     mappings = Path("/proc/self/maps")
     if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:

@@ -159,8 +159,9 @@ def _why(rounding: Mapping[str, float]) -> str:
     if all(error <= parity.TOLERANCES[kind] / 2 for kind, error in rounding.items()):
         return f". PyTorch's float32 is within {found} of its float64 here, so this is a defect of the export: please report it"
     return (
-        f". PyTorch's float32 itself is {found} from its float64 here: memory reads that divide by almost nothing (q z near 0) make this "
-        "model that coarse. Train it, or give it more memory features (memory.d_mem); --check=false exports it as it is"
+        f". PyTorch's float32 itself is {found} from its float64 here: this model is that coarse. Memory reads that divide by almost "
+        "nothing (q z near 0) do that, and very sharp attention. Train it, or give it more memory features (memory.d_mem); --check=false "
+        "exports it as it is"
     )
 
 

@@ -19,6 +19,7 @@ MODELING = Path(__file__).parent / "pytorch" / "modeling_armt.py"
 # Logits: absolute, and relative to the largest where that is above 1. State: relative to the largest entry. Generated: tokens that differ.
 TOLERANCES = {"logits": 2e-5, "state": 1e-4, "generated": 0.0}
 NEW_TOKENS = 64
+ROWS = 2  # compared side by side
 
 
 class Figure(NamedTuple):
@@ -80,6 +81,15 @@ def state_error(peer_state: Any, state: Any) -> float | None:
     return max((_relative(a.detach().numpy(), np.asarray(b)) for a, b in pairs), default=None)
 
 
+class Row(NamedTuple):
+    """Ids to compare on. goes_on: from the state behind the row before, not from the empty one."""
+
+    case: str
+    ids: np.ndarray
+    valid: np.ndarray | None = None
+    goes_on: bool = False
+
+
 @dataclasses.dataclass
 class Comparison:
     """One model, here and in PyTorch, on the same ids."""
@@ -91,23 +101,24 @@ class Comparison:
     def __post_init__(self):
         self.graphdef, self.params = nnx.split(self.model)
         self.figures: list[Figure] = []
+        self.states: tuple[Any, Any] = (None, None)
         self._run = jax.jit(lambda params, ids, state, valid: nnx.merge(self.graphdef, params)(ids, state, valid_BxN=valid))
 
     def note(self, case: str, kind: str, error: float | None) -> None:
         if error is not None:
             self.figures.append(Figure(case, kind, error))
 
-    def row(self, case: str, ids: np.ndarray, valid: np.ndarray | None = None, state: Any = None, peer_state: Any = None):
-        """Compares one call, and returns both states."""
-        state = self.model.init_state(ids.shape[0]) if state is None else state
-        logits, state = self._run(self.params, jnp.asarray(ids, jnp.int32), state, valid)
+    def row(self, row: Row) -> None:
+        """Compares one call, and keeps both states."""
+        state, peer_state = self.states if row.goes_on else (self.model.init_state(len(row.ids)), None)
+        logits, state = self._run(self.params, jnp.asarray(row.ids, jnp.int32), state, row.valid)
         with self.torch.no_grad():
-            mask = None if valid is None else self.torch.tensor(valid.astype(np.int64))
-            out = self.peer(self.torch.tensor(ids), attention_mask=mask, memory_state=peer_state)
-        seen = np.ones(ids.shape, bool) if valid is None else valid
-        self.note(case, "logits", logit_error(out.logits.float().numpy()[seen], np.asarray(logits)[seen]))
-        self.note(case, "state", state_error(out.memory_state, state))
-        return state, out.memory_state
+            mask = None if row.valid is None else self.torch.tensor(row.valid.astype(np.int64))
+            out = self.peer(self.torch.tensor(row.ids), attention_mask=mask, memory_state=peer_state)
+        seen = np.ones(row.ids.shape, bool) if row.valid is None else row.valid
+        self.note(row.case, "logits", logit_error(out.logits.float().numpy()[seen], np.asarray(logits)[seen]))
+        self.note(row.case, "state", state_error(out.memory_state, state))
+        self.states = state, out.memory_state
 
     def generate(self, case: str, ids: np.ndarray, valid: np.ndarray | None, count: int = NEW_TOKENS) -> None:
         ours = self.model.generate(jnp.asarray(ids, jnp.int32), max_new_tokens=count, valid_BxN=valid).tokens_BxG
@@ -125,40 +136,57 @@ def left_padded(rows: int, length: int, paddings: list[int]) -> np.ndarray:
     return np.arange(length)[None] >= np.array([paddings[i % len(paddings)] for i in range(rows)])[:, None]
 
 
+def _rows(model: MemoryTransformer, rng: np.random.Generator) -> list[Row]:
+    """1 to 6 segments with the state handed on, all of them at once, a ragged row of rare ids, rows padded at the left."""
+    T, V = model.config.recurrence.segment_length, model.config.backbone.vocab_size
+    draw = lambda length, low=0: rng.integers(low, V, (ROWS, length))
+    ragged, padding = 3 * T + max(1, T // 2), [T + max(1, T // 3), 0]
+    return [
+        *(Row(f"random ids, segment {s + 1} on the state before", draw(T), goes_on=s > 0) for s in range(6)),
+        Row("random ids, 6 segments in one row", draw(6 * T)),
+        Row(f"rare ids (the last hundredth), {ragged} tokens, last segment short", draw(ragged, V - max(2, V // 100))),
+        Row("rows padded at the left, one of them over its whole first segment", draw(ragged), left_padded(ROWS, ragged, padding)),
+    ]
+
+
 def compare(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:
-    """The memory model: 1 to 6 segments with the state handed on, a ragged row, rows padded at the left, rare ids, generation."""
+    """The memory model: `_rows`, and generation."""
     torch, _ = require_torch()
     model = model.with_config(dataclasses.replace(model.config, dtype="float32"))
     c, T, V = Comparison(model, peer, torch), model.config.recurrence.segment_length, model.config.backbone.vocab_size
-    rng, B = np.random.default_rng(seed), 2
-    draw = lambda length, low=0: rng.integers(low, V, (B, length))
+    rng = np.random.default_rng(seed)
     with jax.default_matmul_precision("highest"):
-        state = peer_state = None
-        for s in range(6):
-            state, peer_state = c.row(f"random ids, segment {s + 1} on the state before", draw(T), None, state, peer_state)
-        c.row("random ids, 6 segments in one row", draw(6 * T))
-        ragged = 3 * T + max(1, T // 2)
-        c.row(f"rare ids (the last hundredth), {ragged} tokens, last segment short", draw(ragged, V - max(2, V // 100)))
-        padding = [T + max(1, T // 3), 0]
-        c.row("rows padded at the left, one of them over its whole first segment", draw(ragged), left_padded(B, ragged, padding))
+        for row in _rows(model, rng):
+            c.row(row)
         prompt = 2 * T - T // 2
-        c.generate(f"greedy, {NEW_TOKENS} tokens after {prompt}", draw(prompt), None)
-        c.generate(f"greedy, {NEW_TOKENS} tokens, one prompt padded at the left", draw(prompt), left_padded(B, prompt, [max(1, T // 3), 0]))
+        draw = lambda: rng.integers(0, V, (ROWS, prompt))
+        c.generate(f"greedy, {NEW_TOKENS} tokens after {prompt}", draw(), None)
+        c.generate(f"greedy, {NEW_TOKENS} tokens, one prompt padded at the left", draw(), left_padded(ROWS, prompt, [max(1, T // 3), 0]))
     return c.figures
 
 
 def rounding(model: MemoryTransformer, peer: Any, seed: int = 0) -> dict[str, float]:
-    """How far PyTorch's own float32 is from its float64 over six segments, {kind: error}: no implementation can promise to be nearer."""
+    """How far PyTorch's own float32 is from its float64 on the rows of `compare`, {kind: largest error}: none can be nearer."""
     torch, _ = require_torch()
-    shape = 2, 6 * model.config.recurrence.segment_length
-    ids = torch.tensor(np.random.default_rng(seed).integers(0, model.config.backbone.vocab_size, shape))
-    with torch.no_grad():
-        short = peer(ids)
-        long = peer.double()(ids)
+    rows = _rows(model, np.random.default_rng(seed))
+
+    def outputs() -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        found, state = [], None
+        for row in rows:
+            mask = None if row.valid is None else torch.tensor(row.valid.astype(np.int64))
+            with torch.no_grad():
+                out = peer(torch.tensor(row.ids), attention_mask=mask, memory_state=state if row.goes_on else None)
+            state, seen = out.memory_state, np.ones(row.ids.shape, bool) if row.valid is None else row.valid
+            found.append((out.logits.numpy()[seen], [a.numpy() for a in state if a is not None]))
+        return found
+
+    short = outputs()
+    peer.double()
+    long = outputs()
     peer.float()
-    out = {"logits": logit_error(short.logits.numpy(), long.logits.numpy())}
-    pairs = [(a.numpy(), b.numpy()) for a, b in zip(short.memory_state, long.memory_state) if a is not None]
-    return out | ({"state": max(_relative(a, b) for a, b in pairs)} if pairs else {})
+    worst = {"logits": max(logit_error(a, b) for (a, _), (b, _) in zip(short, long, strict=True))}
+    states = [_relative(a, b) for (_, some), (_, others) in zip(short, long, strict=True) for a, b in zip(some, others, strict=True)]
+    return worst | ({"state": max(states)} if states else {})
 
 
 def compare_backbone(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:

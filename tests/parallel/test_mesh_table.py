@@ -39,7 +39,7 @@ from armt_jax.tasks import Batch
 from armt_jax.training import step as steps
 
 B, S, T, V, L = 8, 3, 4, 16, 8
-ARMT = dict(num_memory_tokens=2, d_mem=16, value_std=0.1, key_norm="l2")
+ARMT = dict(num_memory_tokens=2, d_mem=32, value_std=0.1, key_norm="l2")
 MEMORIES = {
     "none": {}, "rmt": dict(num_memory_tokens=2), "armt": ARMT, "parallel_rmt": dict(num_memory_tokens=2),
     "transformer_xl": dict(cache_length=6), "armt_xl": ARMT | dict(cache_length=6), "rmt_xl": dict(num_memory_tokens=2, cache_length=6),

@@ -31,7 +31,7 @@ rng = np.random.default_rng(0)
 tokens, targets = rng.integers(0, V, (2, B, S * T), dtype=np.int32)
 batch = Batch(tokens, targets, rng.choice([0.0, 0.5, 1.0], tokens.shape).astype(np.float32), np.zeros_like(tokens))
 backbone = dict(name="llama", vocab_size=V, num_layers=L, width=D, num_heads=2, max_positions=16, kernel_std=None, embedding_std=0.5)
-memory = dict(name="armt", num_memory_tokens=M, d_mem=16, value_std=0.1, key_norm="l2")
+memory = dict(name="armt", num_memory_tokens=M, d_mem=32, value_std=0.1, key_norm="l2")
 
 def config(schedule, gradient):
     recurrence = RecurrenceConfig(T, schedule=schedule, gradient=gradient, anchor_every=4)
