@@ -4,7 +4,7 @@ A sequence is cut into segments; one cell of the grid is (layer l, segment s). A
 (l, s-1) to (l, s). A **TokenMemory** sits around the whole stack: it adds memory tokens to a segment and may carry them to the next one.
 A memory system is a LayerMemory, a TokenMemory, or both (`presets.py`).
 
-The contract, checked by `tests/memory/test_contract.py` for every system:
+The contract, checked by `tests/memory/test_contract.py` and `test_contract_gradients.py` for every system:
 
 * State is a pytree in and a pytree out; leaves are [B, ...], float32, of fixed shape; the driver stacks the layers' to [L, B, ...].
 * Reads of segment s see the state after segment s-1.

@@ -1,0 +1,34 @@
+"""A loss or a gradient that is not finite stops the run."""
+
+import numpy as np
+import pytest
+
+from armt_jax.training.loop import NonFiniteLoss
+from tests.training.runs import metrics, restore, saved, steps_behind
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"loss": np.nan, "bad_segment": 2}, "segment 2"),
+        ({"gradient_norm": np.inf}, "gradient"),
+        ({"loss": np.nan, "bad_segment": 0, "gradient_norm": np.nan}, "segment 0"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(counting, tmp_path, start, bad, said):
+    counting.bad = {7: bad, 8: {"loss": np.nan, "bad_segment": 1}}
+    with pytest.raises(NonFiniteLoss) as error:
+        counting.run(tmp_path, train__checkpoint_every=6)
+    assert all(part in str(error.value) for part in ("step 7", "stage 1", said, "last checkpoint is step 6")), error.value
+    assert saved(tmp_path)[-1] == 6 and [row["step"] for row in metrics(tmp_path)] == [4, 5]
+    last = restore(tmp_path)
+    assert last.step == 6 and steps_behind(last.state, start) == 6
+    counting.bad, counting.done = {}, []
+    assert counting.run(tmp_path, train__checkpoint_every=6).step == 16 and counting.done[0] == 7
+
+
+def test_a_divergence_before_the_first_checkpoint(counting, tmp_path):
+    counting.bad = {1: {"loss": np.inf, "bad_segment": 0}}
+    with pytest.raises(NonFiniteLoss, match=r"step 1 .*segment 0.*no checkpoint was saved yet"):
+        counting.run(tmp_path)
+    assert saved(tmp_path) == []
