@@ -24,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
+from armt_jax import retention
 from armt_jax.checksums import checksums, named_leaves
 
 PyTree = Any
@@ -69,27 +70,6 @@ def _make_record(step: int, rank: float | None, leaves: dict[str, Any], meta: di
     record = {"format": FORMAT, "step": step, "rank": rank, "meta": meta}
     record |= {"structure": _structure(leaves), "checksums": checksums(leaves)}
     return record | {"crc32": _crc(record)}
-
-
-def _best(ranks: dict[int, float | None]) -> int | None:
-    """The step with the highest rank, the earliest of several; None when nothing is ranked."""
-    ranked = [step for step, rank in ranks.items() if rank is not None]
-    return max(ranked, key=lambda step: (ranks[step], -step), default=None)
-
-
-def _steps_to_keep(
-    steps: list[int], ranks: dict[int, float | None], damaged: set[int], saving: int, keep_last: int
-) -> set[int]:
-    """The newest keep_last, the best, and the one being saved (older than others, if the run went back to an old step).
-
-    A damaged one takes nobody's place, and goes when the sound ones have left it behind. One that is not in ranks,
-    because reading its record failed just now, stays.
-    """
-    sound = {step: rank for step, rank in ranks.items() if step not in damaged}
-    newest = sorted(sound)[-keep_last:]
-    lost = {step for step in damaged if step < newest[0]}
-    best = _best(sound)
-    return {saving, *newest, *(set(steps) - set(sound) - lost), *([] if best is None else [best])}
 
 
 @dataclasses.dataclass
@@ -252,7 +232,7 @@ class Checkpoints:
 
     def _steps_to_keep(self, steps: list[int]) -> set[int]:
         ranks = self._ranks([step for step in steps if step not in self._pending and step not in self._damaged])
-        return _steps_to_keep(steps, ranks | self._pending, self._damaged, max(self._pending), self._keep_last)
+        return retention.steps_to_keep(steps, ranks | self._pending, self._damaged, max(self._pending), self._keep_last)
 
     def _delete(self, steps: list[int]) -> None:
         _together(self._manager.reload)  # on all processes before one of them deletes
@@ -274,7 +254,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest rank, the earliest of several; the latest step when none has a rank."""
-        best = _best(self._ranks([step for step in self.steps() if step not in self._damaged]))
+        best = retention.best_step(self._ranks([step for step in self.steps() if step not in self._damaged]))
         return self.latest_step() if best is None else best
 
     def read_meta(self, step: int) -> dict:

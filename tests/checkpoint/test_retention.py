@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from armt_jax import checkpoint
 from armt_jax.checkpoint import Checkpoints
+from armt_jax.retention import steps_to_keep
 from tests.checkpoint.states import abstract, assert_same, small_state
 
 
@@ -71,4 +71,4 @@ def test_saving_a_step_again(tmp_path):
     ],
 )
 def test_which_steps_are_kept(steps, ranks, damaged, keep_last, kept):
-    assert checkpoint._steps_to_keep(steps, ranks, damaged, 5, keep_last) == kept
+    assert steps_to_keep(steps, ranks, damaged, 5, keep_last) == kept
