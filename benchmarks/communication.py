@@ -12,13 +12,13 @@ import argparse
 import dataclasses
 import json
 import socket
-import subprocess
 import sys
 
 import jax
 import numpy as np
 from train_step import SHAPES, build
 
+from armt_jax.launch.local import run_all
 from armt_jax.parallel.collectives import collectives, traffic
 from armt_jax.parallel.mesh import AXES, MeshConfig, batch_sharding, make_mesh, replicated
 from armt_jax.parallel.processes import initialize, is_main, split_cpu
@@ -78,13 +78,12 @@ def show(rows: list[dict]) -> None:
 
 
 def start_processes(number: int) -> int:
-    """Starts this script once for each process of a job. Returns 0 where all of them did."""
+    """Starts this script once for each process of a job. Returns the exit code of the first that failed, else 0."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     command = [sys.executable, *sys.argv, f"--coordinator=localhost:{port}"]
-    children = [subprocess.Popen([*command, f"--process={i}"]) for i in range(number)]
-    return max(abs(child.wait()) for child in children)
+    return run_all([[*command, f"--process={i}"] for i in range(number)], [{}] * number, together=True)
 
 
 def main():

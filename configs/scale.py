@@ -10,9 +10,9 @@ A variant is a model, gpt2 (GPT-2 small, 124 M) or llama (Llama 3.2, 1.2 B), and
 -pipeline    diagonal by diagonal; layers over `stage` (4 for gpt2, 16 for llama), whole pipelines side by side on the other chips
 
 The batch is what fits 16 chips of 16 GB (16, 16, 8 and 1 rows); on a slice of four times as many chips set --config.train.batch_size to
-four times as much (llama-sequential on v5p:4x4x4: --config.mesh.tensor=1 and 64 rows, as JAX cuts no side of that torus in two). Compiled
-for v5e:4x4 and v5p:4x4x4: bytes per chip and exchanges are in docs/results/aot.md. Not trained: speed and quality are not known. The text
-is read as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
+four times as much (llama-sequential on v5p:4x4x4: --config.mesh.tensor=1 and 64 rows; a pair of chips would split a side of that torus).
+Compiled for v5e:4x4 and v5p:4x4x4: bytes per chip and exchanges are in docs/results/aot.md. Not trained: speed and quality are not known.
+The text is read as bytes, so that nothing else is needed; a vocabulary of the model's own goes into data.tokenizer.
 
 GPT-2 has 1,024 positions; its table is longer here, to hold a segment with its memory tokens.
 """

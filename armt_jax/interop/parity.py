@@ -89,6 +89,19 @@ class Row(NamedTuple):
     valid: np.ndarray | None = None
     goes_on: bool = False
 
+    @property
+    def seen(self) -> np.ndarray:
+        """Where logits are compared: all places that are no padding."""
+        return np.ones(self.ids.shape, bool) if self.valid is None else self.valid
+
+
+def _answer(peer: Any, torch: Any, row: Row, state: Any) -> tuple[np.ndarray, Any]:
+    """(logits where they are seen, memory state behind the row), of the model in PyTorch."""
+    mask = None if row.valid is None else torch.tensor(row.valid.astype(np.int64))
+    with torch.no_grad():
+        out = peer(torch.tensor(row.ids), attention_mask=mask, memory_state=state if row.goes_on else None)
+    return out.logits.numpy()[row.seen], out.memory_state
+
 
 @dataclasses.dataclass
 class Comparison:
@@ -110,15 +123,13 @@ class Comparison:
 
     def row(self, row: Row) -> None:
         """Compares one call, and keeps both states."""
-        state, peer_state = self.states if row.goes_on else (self.model.init_state(len(row.ids)), None)
+        state, peer_state = self.states
+        state = state if row.goes_on else self.model.init_state(len(row.ids))
         logits, state = self._run(self.params, jnp.asarray(row.ids, jnp.int32), state, row.valid)
-        with self.torch.no_grad():
-            mask = None if row.valid is None else self.torch.tensor(row.valid.astype(np.int64))
-            out = self.peer(self.torch.tensor(row.ids), attention_mask=mask, memory_state=peer_state)
-        seen = np.ones(row.ids.shape, bool) if row.valid is None else row.valid
-        self.note(row.case, "logits", logit_error(out.logits.float().numpy()[seen], np.asarray(logits)[seen]))
-        self.note(row.case, "state", state_error(out.memory_state, state))
-        self.states = state, out.memory_state
+        theirs, peer_state = _answer(self.peer, self.torch, row, peer_state)
+        self.note(row.case, "logits", logit_error(theirs, np.asarray(logits)[row.seen]))
+        self.note(row.case, "state", state_error(peer_state, state))
+        self.states = state, peer_state
 
     def generate(self, case: str, ids: np.ndarray, valid: np.ndarray | None, count: int = NEW_TOKENS) -> None:
         ours = self.model.generate(jnp.asarray(ids, jnp.int32), max_new_tokens=count, valid_BxN=valid).tokens_BxG
@@ -173,11 +184,8 @@ def rounding(model: MemoryTransformer, peer: Any, seed: int = 0) -> dict[str, fl
     def outputs() -> list[tuple[np.ndarray, list[np.ndarray]]]:
         found, state = [], None
         for row in rows:
-            mask = None if row.valid is None else torch.tensor(row.valid.astype(np.int64))
-            with torch.no_grad():
-                out = peer(torch.tensor(row.ids), attention_mask=mask, memory_state=state if row.goes_on else None)
-            state, seen = out.memory_state, np.ones(row.ids.shape, bool) if row.valid is None else row.valid
-            found.append((out.logits.numpy()[seen], [a.numpy() for a in state if a is not None]))
+            logits, state = _answer(peer, torch, row, state)
+            found.append((logits, [a.numpy() for a in state if a is not None]))
         return found
 
     short = outputs()

@@ -105,14 +105,12 @@ def collectives(text: str) -> list[Collective]:
                 shapes = _shapes(match[1], match[3] is not None)
                 size = sum(_width(element) * math.prod(shape) for element, shape in shapes)
                 one = Collective(match[2], tuple(shape for _, shape in shapes), size, loops, times)
-                channel = _CHANNEL.search(line)
-                if channel and _FUSED.match(name) and channel[1] in hidden:
-                    place = hidden[channel[1]]
-                    found[place] = min(found[place], one, key=lambda each: (each.loops, each.times))
-                else:
-                    if channel and _FUSED.match(name):
-                        hidden[channel[1]] = len(found)
+                channel = _CHANNEL.search(line) if _FUSED.match(name) else None
+                place = hidden.setdefault(channel[1], len(found)) if channel else len(found)
+                if place == len(found):
                     found.append(one)
+                else:
+                    found[place] = min(found[place], one, key=lambda each: (each.loops, each.times))
             for callee, loop, trips in _callees(line, computations):
                 if callee in computations:
                     visit(callee, loops + loop, times * trips)

@@ -81,11 +81,14 @@ def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
     return tuple(spans)
 
 
-def _placed(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def place_devices(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices as an array of `shape`: links inside a slice for the fast axes, between slices for the slow ones.
 
     A slice is what JAX calls devices with a fast network of their own: a TPU slice, a GPU node or NVLink domain, a CPU
     host. `jax.make_mesh` refuses more than one.
+
+    Raises:
+        ValueError: slices of unequal numbers of devices.
     """
     members = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
     if len(set(members.values())) > 1:
@@ -114,7 +117,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The mesh over `devices` (default: all devices of all processes). Every device is used."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = _sizes(config, len(devices))
-    return Mesh(_placed(tuple(sizes[name] for name in AXES), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(place_devices(tuple(sizes[name] for name in AXES), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from armt_jax.parallel import mesh as mesh_module
-from armt_jax.parallel.mesh import MeshConfig, make_mesh, process_rows, put_batch
+from armt_jax.parallel.mesh import MeshConfig, make_mesh, place_devices, process_rows, put_batch
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,7 @@ class Chip:
 def test_slow_axes_go_over_slices(shape, slices):
     each = math.prod(shape) // slices
     chips = [Chip(id=n, process_index=n // each, slice_index=n // each) for n in range(math.prod(shape))]
-    placed = mesh_module._placed(shape, chips)
+    placed = place_devices(shape, chips)
     assert placed.shape == shape and set(placed.flat) == set(chips)
     # A line of devices along an axis crosses from slice to slice at most as often as the slower axes leave slices over.
     left = slices
@@ -87,13 +86,13 @@ def test_slow_axes_go_over_slices(shape, slices):
 
 def test_slices_of_unequal_size_are_named():
     with pytest.raises(ValueError, match="slice 0: 3, slice 1: 1"):
-        mesh_module._placed((4, 1, 1, 1), [Chip(id=n, slice_index=n // 3) for n in range(4)])
+        place_devices((4, 1, 1, 1), [Chip(id=n, slice_index=n // 3) for n in range(4)])
 
 
 @pytest.mark.parametrize("shape, split", [((1, 1, 16, 4), False), ((4, 4, 1, 4), False), ((1, 1, 8, 8), True), ((2, 1, 32, 1), True)])
 def test_sides_of_a_torus_are_split_where_they_must_be_and_said(shape, split, caplog):
     sides = itertools.product(range(4), repeat=3)
     chips = [Chip(id=n, platform="tpu", device_kind="TPU v4", coords=coords) for n, coords in enumerate(sides)]
-    placed = mesh_module._placed(shape, chips)
+    placed = place_devices(shape, chips)
     assert placed.shape == shape and set(placed.flat) == set(chips)
     assert ("sides are split" in caplog.text) == split
