@@ -150,7 +150,18 @@ def table(rows: list[dict], args, overrides: list[str]) -> str:
     words += [override.replace("--config.", "--", 1) for override in overrides]
     steps = sorted({row["steps"] for row in rows})
     facts = f"{rows[0]['device']}; {', '.join(f'{s:,}' for s in steps)} steps; seeds {', '.join(map(str, args.seeds))}; mean ± deviation."
-    return "\n".join([f"    {shlex.join(words)}", "", facts, "", *lines, ""])
+    return "\n".join([f"    {shlex.join(words)}", "", facts, "", *lines, "", *by_seed(by_system, args.seeds), ""])
+
+
+def by_seed(by_system: dict[str, list[dict]], seeds: list[int]) -> list[str]:
+    """The lines of a second table: every run's figure, the size of the memory, and how long a step waits for its batch."""
+    head = ("system", *(f"seed {seed}" for seed in seeds), "floats of state a row", "share of a step waiting for data")
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for system, group in by_system.items():
+        wait = statistics.median(row["data_wait"] for row in group)
+        cells = (system, *(f"{row['test']:.3f}" for row in group), f"{group[0]['state_floats_a_row']:,}", f"{wait:.1%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def main():

@@ -22,6 +22,8 @@ from armt_jax.nn.placement import VOCABULARY, constrain
 
 # Logits of one cluster that exist at once.
 ENTRIES_AT_ONCE = 1 << 25
+# Rows of a tail computed together, at least. Few rows want a tail, and the last block is computed whole.
+TAIL_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,9 @@ class AdaptiveSoftmax(nnx.Module):
     def _rows(self, i: int, embed, pick: Callable, hidden_NxD, ids_N, wanted_N) -> jax.Array:
         """pick(log p(. | cluster i), ids) [N, n] of the wanted rows, 0 elsewhere."""
         weights = self._weights(i, embed)
-        block = max(1, min(hidden_NxD.shape[0], ENTRIES_AT_ONCE // weights[1].shape[0]))
+        N = hidden_NxD.shape[0]
+        wished = max(TAIL_ROWS, N // 16) if i else N
+        block = max(1, min(N, wished, ENTRIES_AT_ONCE // weights[1].shape[0]))
         compute = lambda weights, x, ids: pick(self._log_probs(weights, x), ids)
         return _wanted_rows(compute, block, weights, hidden_NxD, ids_N, wanted_N)
 

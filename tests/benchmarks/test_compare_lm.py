@@ -68,6 +68,7 @@ def test_every_system_and_seed_is_run_once_by_commands_that_can_be_typed(compare
     assert rows[2]["train"] == shlex.join(given[2]) and rows[2]["memory_off"] == 2.5
     table = (tmp_path / "table.md").read_text()
     assert "| armt | 1,000 | 2.505 ± 0.007 | 2.505 ± 0.007 | 100 | 12 | yes (+0.500 against 0.014) |" in table
+    assert "| armt | 2.500 | 2.510 | 8 | 0.1% |" in table
     assert "--train.max_stage_steps=60" in table and "seeds 0, 1" in table
     assert (tmp_path / "by_segment.png").stat().st_size and (tmp_path / "by_position.csv").stat().st_size
     start(compare, monkeypatch, tmp_path, "--train.max_stage_steps=60")
