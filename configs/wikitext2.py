@@ -43,7 +43,7 @@ def get_config(variant: str = "armt") -> ConfigDict:
         cache_dir="~/.cache/armt_jax",
     )  # fmt: skip
     c.train = dict(
-        batch_size=16, log_every=50, validate_every=100, validation_batches=8, checkpoint_every=200,
+        batch_size=8, log_every=50, validate_every=100, validation_batches=8, checkpoint_every=200,
         optimizer=dict(learning_rate=3e-3, schedule="cosine", final_scale=0.1, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[dict(steps=400, keep_memory=0.8)],
     )  # fmt: skip
