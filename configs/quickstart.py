@@ -34,6 +34,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         raise ValueError(f"configs/quickstart.py:{memory} is unknown: choose one of {', '.join(MEMORIES)}")
     c = ConfigDict()
     c.seed = 0
+    c.dtype = "float32"
     c.backbone = dict(
         name="gpt2", vocab_size=128, num_layers=2, width=64, num_heads=4, max_positions=16,
         kernel_std=None, embedding_std=0.5, position_std=0.5, scale_residual_init=False,
