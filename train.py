@@ -7,6 +7,7 @@ Started again with the same command, it goes on from the last checkpoint. Exit c
 On several machines: `python -m armt_jax.launch` (docs/launch.md) starts one process a machine, with the flags of the job filled in.
 """
 
+import contextlib
 import functools
 import importlib.util
 import sys
@@ -62,9 +63,11 @@ def run(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are given as --config.section.key=value")
     from armt_jax.config import resolve
-    from armt_jax.parallel.processes import agree, initialize, is_main, split_cpu
+    from armt_jax.parallel.processes import agree, initialize, is_joined, is_main, split_cpu
+    from armt_jax.telemetry.failures import leaving_at_sigterm
     from armt_jax.telemetry.watchdog import StallWatchdog
-    from armt_jax.training.loop import check_init, train
+    from armt_jax.training.checks import check_init
+    from armt_jax.training.loop import train
 
     path, variant = config_file()
     chosen = variants(path, variant)
@@ -90,7 +93,9 @@ def run(argv):
         say(f"== trained {standing.step} steps in {time.monotonic() - start:.0f} s")
     sweep = getattr(load_module(path), "SWEEP", None)
     if sweep is not None:
-        evaluate_all(path, workdirs, base, Path(__file__).parent / sweep)
+        # In a job of several processes JAX has taken the signal: they ask for it between two runs.
+        with contextlib.nullcontext() if is_joined() else leaving_at_sigterm():
+            evaluate_all(path, workdirs, base, Path(__file__).parent / sweep)
 
 
 def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
@@ -99,10 +104,13 @@ def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
     from armt_jax.evaluation import task as tasks
     from armt_jax.evaluation.evaluate import load
     from armt_jax.evaluation.report import plot_training
-    from armt_jax.parallel.processes import is_main
+    from armt_jax.parallel.processes import is_main, reached_stop
+    from armt_jax.telemetry.failures import EXIT_PREEMPTED
 
     points, results = sweeps.read_sweep(sweep), {}
     for label, workdir in workdirs.items():
+        if reached_stop():
+            sys.exit(EXIT_PREEMPTED)
         trained = load(workdir)
         results[label or sweeps.memory_name(trained)] = sweeps.run_sweep(trained, points, workdir / "evaluation", label)
     if not is_main():
@@ -126,16 +134,40 @@ def main(argv):
 
 
 def parse_flags(argv):
-    """absl's parser, with a clear line where an override enters a section that the config file does not have."""
+    """absl's parser, with one clear line where the config file or an override of it is wrong."""
     try:
         return flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:
-        given = ", ".join(a for a in argv if a.startswith("--config."))
-        reason = f"config override ({given}): {str(error).strip(chr(34))}. The config file must spell the section out, for instance"
-        print(f"{reason} `c.mesh = dict()`, before the command line can change a key of it", file=sys.stderr)
-    except flags.Error as error:
-        print(error, file=sys.stderr)
-    sys.exit(1)
+    except (flags.Error, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+        print(config_mistake(argv) or error, file=sys.stderr)
+        sys.exit(1)
+
+
+def config_mistake(argv) -> str | None:
+    """What is wrong with --config and its overrides on this command line; None where it is something else."""
+    from armt_jax.config import SECTIONS, plain, suggestion
+
+    given = next((a.partition("=")[2] for a in reversed(argv) if a.startswith("--config=")), str(Path(__file__).parent / DEFAULT))
+    path, _, variant = given.partition(":")
+    if not Path(path).is_file():
+        return f"config file {path} does not exist: --config names a Python file, with its variant behind a colon"
+    try:
+        get_config = load_module(Path(path)).get_config
+        config = plain(get_config(variant) if variant else get_config())
+    except ValueError as error:
+        return str(error)
+    except Exception as error:  # whatever a config file may do
+        return f"config file {path}: {type(error).__name__}: {error}"
+    for override in (a for a in argv if a.startswith("--config.")):
+        section = override.removeprefix("--config.").partition("=")[0].split(".")[0]
+        if section not in SECTIONS:
+            return f"{override}: unknown section {section}{suggestion(section, SECTIONS)}"
+        if section not in config:
+            spelt = f"c.{section} = dict()" if "." in override.partition("=")[0].removeprefix("--config.") else f"c.{section} = ..."
+            return (
+                f"{override}: config override into section {section}, which {path} does not have: the config file must spell it out, for "
+                f"instance `{spelt}`, before the command line can change it"
+            )
+    return None
 
 
 if __name__ == "__main__":

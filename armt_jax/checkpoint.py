@@ -7,6 +7,7 @@ a flipped bit, another architecture.
 """
 
 import dataclasses
+import errno
 import json
 import math
 import zlib
@@ -38,7 +39,11 @@ class CheckpointError(RuntimeError):
 
 
 class _Damaged(Exception):
-    """This one checkpoint cannot be trusted; an older one may do."""
+    """This one checkpoint cannot be trusted; an older one may do. passing: it could not be read just now, which says nothing about it."""
+
+    def __init__(self, reason: str, passing: bool = False):
+        super().__init__(reason)
+        self.passing = passing
 
 
 class Restored(NamedTuple):
@@ -95,17 +100,35 @@ def _brief(error: Exception) -> str:  # tensorstore quotes its whole configurati
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# How tensorstore's messages begin where a file system refuses or does not answer.
+_REFUSALS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether a failed read is the file system's doing (no permission, no answer, too many open files), not the file's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in _ABSENT:
+            return True
+        if str(error).startswith(_REFUSALS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _together(action: Callable[[], T]) -> T:
     """Runs action on all processes; damage seen by one is damage for all, else they would restore different steps."""
     if jax.process_count() == 1:
         return action()
-    result, reason = None, None
+    result, seen = None, None
     try:
         result = action()
     except _Damaged as damage:
-        reason = str(damage)
-    if np.any(multihost_utils.process_allgather(np.asarray(reason is not None))):
-        raise _Damaged(reason or "another process cannot read it")
+        seen = damage
+    found = multihost_utils.process_allgather(np.asarray([seen is not None, seen is not None and seen.passing]))
+    if np.any(found):
+        reason = "another process cannot read it" if seen is None else str(seen)
+        raise _Damaged(reason, passing=bool(np.any(found.reshape(-1, 2)[:, 1])))
     return result
 
 
@@ -277,7 +300,7 @@ class Checkpoints:
             record = ocp.JsonCheckpointHandler().restore(self._directory / str(step) / "record")
             sound = record["crc32"] == _crc(record) and record["step"] == step
         except Exception as error:  # whatever a damaged file leads to
-            raise _Damaged(f"its record cannot be read ({_brief(error)})") from error
+            raise _Damaged(f"its record cannot be read ({_brief(error)})", _is_passing(error)) from error
         if not sound:
             raise _Damaged("its record does not match its own CRC or step")
         if record["format"] != FORMAT:
@@ -292,7 +315,8 @@ class Checkpoints:
         A target may depend on the checkpoint: a function gets its meta and returns the target.
 
         "last" and "best" pass over damaged ones, with a warning, to the next newest or next best. A step given as a
-        number must be sound. The checkpoint of another architecture is an error in any case: it is another run's.
+        number must be sound. The checkpoint of another architecture is an error in any case: it is another run's. So is one that
+        the file system does not let be read: it may be sound.
         """
         self.wait()
         tried = []
@@ -300,6 +324,13 @@ class Checkpoints:
             try:
                 return Restored(candidate, *self._load(candidate, target))
             except _Damaged as damage:
+                if damage.passing:
+                    raise CheckpointError(
+                        f"The checkpoint {self._path(candidate)} may be sound, but {damage}. Nothing was changed: see to the file system "
+                        "and start again. If it stays so, move that folder away, and the one before it is taken"
+                    ) from damage
+                if step != candidate and jax.process_count() == 1 and candidate not in self.steps():
+                    return self.restore(target, step=step)  # the run that writes here has deleted it meanwhile, and has others
                 self._damaged.add(candidate)
                 if candidate == step:
                     raise self._is_damaged(candidate, damage) from damage
@@ -355,7 +386,7 @@ class Checkpoints:
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the checkpoint
         except Exception as error:  # whatever a damaged file leads to
-            raise _Damaged(f"its arrays cannot be read ({_brief(error)})") from error
+            raise _Damaged(f"its arrays cannot be read ({_brief(error)})", _is_passing(error)) from error
         return state | {
             name: jnp.zeros(w.shape, w.dtype, device=w.sharding) for name, w in wanted.items() if not w.size
         }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from armt_jax.memory.interface import Layout
@@ -103,7 +104,7 @@ def generate(
         end_token: a row that produced it repeats it to the end.
 
     Raises:
-        ValueError: bad ids, state or options; "extend" past the backbone's positions.
+        ValueError: bad ids, state or options; padding that is not at the left; "extend" past the backbone's positions.
     """
     check_tokens(tokens_BxN, model.config.backbone.vocab_size)
     if overflow not in OVERFLOW:
@@ -113,6 +114,7 @@ def generate(
     if sampling.temperature > 0 and key is None:
         raise ValueError(f"temperature = {sampling.temperature} draws random tokens and needs key=jax.random.key(seed)")
     check_shape("valid", valid_BxN, tokens_BxN.shape)
+    _check_left_padded(valid_BxN)
     if end_token is not None and not 0 <= end_token < model.config.backbone.vocab_size:
         raise ValueError(f"end_token = {end_token} is outside the vocabulary 0..{model.config.backbone.vocab_size - 1}")
     tokens_BxN = jnp.asarray(tokens_BxN, jnp.int32)
@@ -133,6 +135,18 @@ def generate(
     new, log_probs, state, last = _generate(static, params, tokens_BxN, valid, state, key, ragged=valid_BxN is not None)
     fill = int(last.fill)
     return Generated(new, log_probs, state, last.tokens_BxT[:, :fill], last.valid_BxT[:, :fill])
+
+
+def _check_left_padded(valid_BxN: jax.Array | None) -> None:
+    """Where it is concrete: a row that ends in padding would be continued from a padding token."""
+    if valid_BxN is None or isinstance(valid_BxN, jax.core.Tracer):
+        return
+    valid = np.asarray(valid_BxN)
+    wrong = ~valid[:, -1] | (valid[:, :-1] & ~valid[:, 1:]).any(axis=1)
+    if wrong.any():
+        raise ValueError(
+            f"valid: row {int(np.argmax(wrong))} has padding behind real tokens: pad prompts at the left, with at least one real token"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="ragged")

@@ -75,7 +75,7 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ValueError(f"model.dtype = {self.dtype!r} must be one of {tuple(DTYPES)}")
+            raise ValueError(f"dtype = {self.dtype!r} must be one of {tuple(DTYPES)}")
         layout = self.memory.layout(self.backbone)
         name, recurrence = type(self.memory).__name__, self.recurrence
         T, room = recurrence.segment_length, self.backbone.max_positions
@@ -297,10 +297,14 @@ class MemoryTransformer(nnx.Module):
 
         Args:
             targets_BxN: the token each position must predict. weights_BxN: float32, 0 where the prediction does not count.
+
+        Raises:
+            ValueError: as `__call__`; and a target outside the vocabulary that counts.
         """
         recurrence = self.config.recurrence
         for name, given in (("targets", targets_BxN), ("weights", weights_BxN)):
             check_shape(name, given, tokens_BxN.shape)
+        check_targets(targets_BxN, weights_BxN, self.config.backbone.vocab_size)
         hidden, state, valid = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, key=key)
         targets, weights = (segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN))
         weights = weights.astype(jnp.float32) if valid is None else weights * valid
@@ -315,6 +319,7 @@ class MemoryTransformer(nnx.Module):
         """-ln p of every target [B, N], float32, and the memory state after the row; for evaluation."""
         recurrence = self.config.recurrence
         check_shape("targets", targets_BxN, tokens_BxN.shape)
+        check_targets(targets_BxN, np.ones(targets_BxN.shape), self.config.backbone.vocab_size)
         hidden, state, _ = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS)
         targets = segments.split(targets_BxN, recurrence.segment_length, recurrence.align)
         (nll,) = self._by_segments(lambda h, t: self.head.losses(h, t, self.embed)[:1], hidden, targets)
@@ -363,4 +368,17 @@ def check_tokens(tokens_BxN: jax.Array, vocab_size: int) -> None:
         raise ValueError(
             f"token id {bad} (row {row}, position {column}) is outside the vocabulary 0..{vocab_size - 1}: "
             "check the tokenizer, or raise backbone.vocab_size"
+        )
+
+
+def check_targets(targets_BxN: jax.Array, weights_BxN: jax.Array, vocab_size: int) -> None:
+    """Those that count, where they are concrete: an index outside the vocabulary would be taken for another token, or give NaN."""
+    if any(isinstance(a, jax.core.Tracer) for a in (targets_BxN, weights_BxN)):
+        return
+    ids, counts = np.asarray(targets_BxN), np.asarray(weights_BxN) > 0
+    if (wrong := counts & ((ids < 0) | (ids >= vocab_size))).any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"target {ids[row, column]} (row {row}, position {column}) is outside the vocabulary 0..{vocab_size - 1}: give it weight 0 "
+            "where there is nothing to predict"
         )

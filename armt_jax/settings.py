@@ -11,7 +11,7 @@ CLIPS = ("none", "norm", "value")
 
 def _check(holds: bool, name: str, value: Any, rule: str) -> None:
     if not holds:
-        raise ValueError(f"OptimizerConfig.{name}={value!r}: {rule}")
+        raise ValueError(f"train.optimizer.{name} = {value!r} {rule}")
 
 
 def _is_number(value: Any) -> bool:

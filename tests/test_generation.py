@@ -282,3 +282,10 @@ def test_bad_options_are_refused(armt, fields, message):
 def test_extending_makes_room_for_memory_tokens_in_front():
     with pytest.raises(ValueError, match="makes a segment of 15 tokens and 2 memory tokens"):
         build("rmt").generate(PROMPT, max_new_tokens=13, overflow="extend")
+
+
+@pytest.mark.parametrize("row", [(True, True, False), (False, False, False), (True, False, True)])
+def test_padding_that_is_not_at_the_left_is_refused(armt, row):
+    valid = np.array([(False, True, True), row])
+    with pytest.raises(ValueError, match="row 1 has padding behind real tokens: pad prompts at the left"):
+        armt.generate(random_tokens(2, 2, 3), max_new_tokens=1, valid_BxN=valid)

@@ -127,8 +127,12 @@ def config(backbone=LLAMA, memory=ARMT_, dtype="float32", **recurrence):
         (lambda: config(segment_length=0), "recurrence.segment_length = 0 must be at least 1"),
         (lambda: config(anchor_every=0), "recurrence.anchor_every = 0 must be at least 1"),
         (lambda: config(bptt_segments=0), "recurrence.bptt_segments = 0 must be at least 1, or None"),
-        (lambda: config(dtype="float8"), "model.dtype = 'float8' must be one of"),
+        (lambda: config(dtype="float8"), "dtype = 'float8' must be one of"),
         (lambda: RMT(0), "num_memory_tokens = 0 must be at least 1"),
+        (lambda: ARMT(num_heads=0), "memory.num_heads = 0 must be at least 1"),
+        (lambda: dataclasses.replace(LLAMA, width=12, num_heads=4), "a head of 3 features .* make it even"),
+        (lambda: dataclasses.replace(LLAMA, num_kv_heads=0), "backbone.num_kv_heads = 0 must be at least 1, or None"),
+        (lambda: GPTNeoX(**SIZES, rotary_pct=2.0), "rotary_pct = 2.0 of head size 4 rotates 8 .* at most all of them"),
         (lambda: ParallelRMT(0), "num_memory_tokens = 0 must be at least 1"),
     ],
 )
@@ -142,6 +146,20 @@ def test_memory_rows_of_a_grown_table_need_no_room_among_the_positions():
     model = build(config(GPT2_, RMT(2, positions="table"), segment_length=16))
     assert model.positions.table.shape == (16 + 4, 16)
     assert model(random_tokens(length=16))[0].shape == (B, 16, V)
+
+
+@pytest.mark.parametrize("target", [-100, V])
+def test_a_target_outside_the_vocabulary_is_refused_where_it_counts(target):
+    """PyTorch's index of what to ignore would be taken for a token counted from the end."""
+    model = build(config())
+    targets, weights = np.array(TARGETS), np.ones(TARGETS.shape, np.float32)
+    targets[1, 2] = target
+    with pytest.raises(ValueError, match=rf"target {target} \(row 1, position 2\) is outside the vocabulary .* give it weight 0"):
+        model.losses(TOKENS, targets, weights)
+    with pytest.raises(ValueError, match=f"target {target} "):
+        model.token_losses(TOKENS, targets)
+    weights[1, 2] = 0
+    assert np.isfinite(np.asarray(model.losses(TOKENS, targets, weights).loss_S)).all()
 
 
 # ---- entry points agree ----

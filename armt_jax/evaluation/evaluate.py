@@ -71,7 +71,7 @@ def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | N
     config = resolve(raw)
     mesh = make_mesh(config.mesh)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(restore_target(config, mesh), step=checkpoint)
+        restored = checkpoints.restore(restore_target(config, raw, mesh), step=checkpoint)
     return Trained(workdir, raw, config, mesh, restored.state.params, restored.step)
 
 

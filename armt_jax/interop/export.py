@@ -216,7 +216,7 @@ def load_run(workdir: Path, checkpoint: str | int = "best", data_path: str | Non
     config = resolve({**raw, "mesh": {}})
     mesh = make_mesh(MeshConfig())
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(restore_target(config, mesh), step=checkpoint)
+        restored = checkpoints.restore(restore_target(config, raw, mesh), step=checkpoint)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config.model, rngs=nnx.Rngs(0))))
     tokenizer = config.task.corpus.open().tokenizer if isinstance(config.task, TextSource) else None
     return nnx.merge(graphdef, restored.state.params), Origin(workdir, raw, restored.step, tokenizer)

@@ -194,6 +194,8 @@ class ARMT(MemoryConfig):
             raise ValueError(f"memory.key_norm = {self.key_norm!r} must be one of {tuple(KEY_NORMS)}")
         if not 0.0 < self.beta_max <= 1.0:
             raise ValueError(f"memory.beta_max = {self.beta_max} must lie in (0, 1]: it scales the sigmoid of the write gate")
+        if self.num_heads < 1:
+            raise ValueError(f"memory.num_heads = {self.num_heads} must be at least 1")
         if self.d_mem < 1 or self.d_mem % self.num_heads:
             raise ValueError(f"memory.d_mem = {self.d_mem} is not a positive multiple of memory.num_heads = {self.num_heads}")
         if not 1 <= self.nu < 2 * self.d_mem // self.num_heads:

@@ -11,7 +11,8 @@ The contract, checked by `tests/memory/test_contract.py` and `test_contract_grad
 * A write is first described (`write` returns an update), then committed. `write` must not change anything by itself, so decoding may look
   at an unfinished segment, and the reversible backward pass may undo a commit.
 * Rows are independent. An empty state (`init_state`) adds nothing that the bare backbone would not compute, apart from memory tokens.
-* Capabilities are class attributes, read by the config check.
+* Capabilities are class attributes. `layer_local` and `reversible` decide which schedules and strategies a config may ask for, `needs_rng`
+  whether training hands out keys; `segment_causal` and `training_free` tell a reader what to expect.
 
 Shapes: B batch, T tokens of a segment with its memory tokens, M memory tokens, D model width, H heads, C context length.
 """

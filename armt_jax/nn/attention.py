@@ -13,14 +13,25 @@ from armt_jax.nn.positions import Rotary
 def dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, *, mask_BxTxS: jax.Array | None, causal: bool) -> jax.Array:
     """softmax(q k / sqrt(d)) v, the one place where an attention implementation is chosen.
 
-    cuDNN's fused kernel for half precision on a GPU, XLA elsewhere (`jax.nn.dot_product_attention` itself never chooses cuDNN).
-    k and v may have fewer heads than q (grouped-query attention). mask is True where a key may be seen.
+    cuDNN's fused kernel for half precision on an NVIDIA GPU, where it takes these shapes; XLA elsewhere (`jax.nn.dot_product_attention`
+    itself never chooses cuDNN). k and v may have fewer heads than q (grouped-query attention). mask is True where a key may be seen.
     """
-    fused = jax.default_backend() == "gpu" and q_BxTxHxd.dtype in (jnp.bfloat16, jnp.float16)
     mask = None if mask_BxTxS is None else mask_BxTxS[:, None]
+    fused = _on_cuda() and _cudnn_takes(q_BxTxHxd, k_BxSxHxd, masked=mask is not None)
     return jax.nn.dot_product_attention(
         q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla"
     )
+
+
+def _on_cuda() -> bool:
+    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
+
+
+def _cudnn_takes(q_BxTxHxd: jax.Array, k_BxSxHxd: jax.Array, masked: bool) -> bool:
+    """What JAX refuses for cuDNN: other types, heads that are odd in size or (before Hopper) larger than 128, and, in training, a mask
+    with an odd side. Masks come with padding, short segments and caches, and T counts the memory tokens."""
+    d, sides = q_BxTxHxd.shape[-1], (q_BxTxHxd.shape[1], k_BxSxHxd.shape[1])
+    return q_BxTxHxd.dtype in (jnp.bfloat16, jnp.float16) and d % 8 == 0 and d <= 128 and not (masked and any(n % 2 for n in sides))
 
 
 class Context(NamedTuple):

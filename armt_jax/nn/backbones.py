@@ -136,10 +136,10 @@ class GPTNeoX(BackboneConfig):
     def __post_init__(self):
         super().__post_init__()
         rotated = int(self.head_size * self.rotary_pct)
-        if rotated < 2 or rotated % 2:
+        if not 2 <= rotated <= self.head_size or rotated % 2:
             raise ValueError(
                 f"backbone.rotary_pct = {self.rotary_pct} of head size {self.head_size} rotates {rotated} features: "
-                "it must be an even number, at least 2"
+                "it must be an even number, at least 2 and at most all of them"
             )
 
     def block(self, dtype, rngs):
@@ -166,6 +166,13 @@ class Llama(BackboneConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("num_kv_heads", "head_width"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"backbone.{name} = {getattr(self, name)} must be at least 1, or None")
+        if self.head_size % 2:
+            raise ValueError(
+                f"a head of {self.head_size} features (backbone.width / num_heads, or head_width) cannot be rotated in pairs: make it even"
+            )
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ValueError(
                 f"backbone.num_heads = {self.num_heads} is not a multiple of backbone.num_kv_heads = {self.num_kv_heads}"

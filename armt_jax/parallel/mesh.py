@@ -39,14 +39,14 @@ class MeshConfig:
 
     def __post_init__(self):
         if not isinstance(self.cpu_devices, int) or isinstance(self.cpu_devices, bool) or self.cpu_devices < 1:
-            raise ValueError(f"MeshConfig.cpu_devices={self.cpu_devices!r}: must be an integer >= 1")
+            raise ValueError(f"mesh.cpu_devices = {self.cpu_devices!r} must be an integer >= 1")
         sizes = self.sizes
         for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
-                raise ValueError(f"MeshConfig.{name}={size!r}: must be an integer >= 1, or -1 to take the remaining devices")
+                raise ValueError(f"mesh.{name} = {size!r} must be an integer >= 1, or -1 to take the remaining devices")
         filling = [name for name, size in sizes.items() if size == -1]
         if len(filling) > 1:
-            raise ValueError(f"MeshConfig: {' and '.join(filling)} are -1; only one axis can take the remaining devices")
+            raise ValueError(f"mesh: {' and '.join(filling)} are -1; only one axis can take the remaining devices")
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,8 +1,11 @@
 """How a command ends when something is wrong that its user can mend."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
@@ -26,3 +29,19 @@ def one_line_errors(run: Callable, *kinds: type[Exception]) -> Callable:
             sys.exit(1)
 
     return main
+
+
+@contextlib.contextmanager
+def leaving_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block with EXIT_PREEMPTED: for work whose finished parts are on disk, so that the same command goes on from there.
+
+    Only the main thread can install it; in another nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

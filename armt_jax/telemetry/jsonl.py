@@ -3,10 +3,11 @@
 JSON has no NaN and no infinity. Both are written as `null` (None when read), so any JSON reader can open the file.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,22 @@ def replace_lines(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
     replace_text(path, "".join(encode_line(row) for row in rows))
 
 
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike) -> Iterator[None]:
+    """A failed write says which file it was and what to do: the operating system's own error names none."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write {os.fspath(path)} ({error.strerror}): see to that disk (space, quota) and start the same command again"
+        raise OSError(error.errno, reason) from error
+
+
 def replace_text(path: str | os.PathLike, text: str) -> None:
     """Atomic write through a temporary file in the same folder."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with named_errors(path), open(temporary, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -95,7 +106,7 @@ def append_line(row: Mapping[str, Any], path: str | os.PathLike) -> None:
     path = Path(path)
     line = encode_line(row)  # before touching the file: a row that cannot be written changes nothing
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with named_errors(path), open(path, "a+b") as file:
         _repair_end(file)
         file.write(line.encode())
         file.flush()

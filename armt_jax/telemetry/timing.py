@@ -42,6 +42,7 @@ class StepTimer:
         self._waited = 0.0
         self._steps = 0
         self._tokens = 0
+        self._flops = 0
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
@@ -63,22 +64,26 @@ class StepTimer:
             if self._pause_depth == 0:
                 self._paused_total += self._clock() - self._pause_began
 
-    def tick(self, *, tokens: int, steps: int = 1) -> None:
-        """Ends a step that processed `tokens` tokens (of the global batch, if throughput is to be global)."""
+    def tick(self, *, tokens: int, flops: int = 0, steps: int = 1) -> None:
+        """Ends a step that processed `tokens` tokens (of the global batch, if throughput is to be global) in `flops` operations."""
         self._steps += steps
         self._tokens += tokens
+        self._flops += flops
 
     def flush(self) -> dict[str, float]:
         """Rates of the window since the last flush, and starts the next. NaN where a window had no step or no time.
 
-        `tokens_per_s`; `data_wait`, a share of the window between 0 and 1; `seconds_per_step`.
+        `tokens_per_s`; `data_wait`, a share of the window between 0 and 1; `seconds_per_step`; `flops_per_step`.
         """
         seconds = self._active_time() - self._window_began
-        steps, tokens, waited = self._steps, self._tokens, self._waited
+        steps, tokens, waited, flops = self._steps, self._tokens, self._waited, self._flops
         self.reset()
         if steps == 0 or seconds <= 0:
-            return {"tokens_per_s": math.nan, "data_wait": math.nan, "seconds_per_step": math.nan}
-        return {"tokens_per_s": tokens / seconds, "data_wait": waited / seconds, "seconds_per_step": seconds / steps}
+            return dict.fromkeys(("tokens_per_s", "data_wait", "seconds_per_step", "flops_per_step"), math.nan)
+        return {
+            "tokens_per_s": tokens / seconds, "data_wait": waited / seconds, "seconds_per_step": seconds / steps,
+            "flops_per_step": flops / steps,
+        }  # fmt: skip
 
     def _active_time(self) -> float:
         """The clock with all pauses cut out; it stands still during one."""

@@ -70,13 +70,14 @@ class MetricWriter:
             raise ValueError("values holds the key 'step', which is reserved for the step itself: rename that metric")
         step = int(step)
         values = {key: value if isinstance(value, str) else jsonl.scalar(value, key) for key, value in values.items()}
-        self._file.write(jsonl.encode_line({"step": step, **values}))
-        self._file.flush()
-        if self._board is not None:
-            for key, value in values.items():
-                if not isinstance(value, str):
-                    self._board.add_scalar(key, value, step)
-            self._board.flush()
+        with jsonl.named_errors(self._file.name):
+            self._file.write(jsonl.encode_line({"step": step, **values}))
+            self._file.flush()
+            if self._board is not None:
+                for key, value in values.items():
+                    if not isinstance(value, str):
+                        self._board.add_scalar(key, value, step)
+                self._board.flush()
 
     def close(self) -> None:
         if self._file is not None:

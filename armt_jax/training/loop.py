@@ -19,8 +19,7 @@ from absl import logging
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import Config
-from armt_jax.data.windows import Windows
-from armt_jax.interop.pretrained import Checkpoint, load_parameters, open_checkpoint
+from armt_jax.interop.pretrained import load_parameters
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
 from armt_jax.parallel.processes import agree, is_joined, is_main, reached_stop
@@ -34,6 +33,7 @@ from armt_jax.telemetry.watchdog import StallWatchdog
 from armt_jax.telemetry.writers import MetricWriter
 from armt_jax.training import carried
 from armt_jax.training import step as steps
+from armt_jax.training.checks import check_batches, check_init, check_rows_go_on
 from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer, restart_schedule
 from armt_jax.training.restore import restore_target
@@ -93,34 +93,23 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog:
     agree("configs", agreed(raw) | data | {"version of armt_jax": __version__, "version of jax": jax.__version__})
     with held(workdir, raw), sigterm() as stop:
         with Checkpoints(workdir / "checkpoints", keep_last=config.train.keep_last) as checkpoints:
-            run = Run(config, workdir, checkpoints, stop, watchdog or StallWatchdog())
+            run = Run(config, raw, workdir, checkpoints, stop, watchdog or StallWatchdog())
             try:
                 return run.to_the_end()
             finally:
                 run.close()
 
 
-def check_rows_go_on(config: Config) -> None:
-    """Not part of `resolve`: an evaluation reads the same stages with windows."""
-    for i, (stage, source) in enumerate(zip(config.train.stages, config.tasks, strict=True)):
-        if isinstance(source, Windows) and stage.keep_memory:
-            raise ValueError(
-                f"config: train.stages[{i}].keep_memory = {stage.keep_memory} needs rows that go on where the ones before ended: "
-                "data.stream must be 'contiguous', not 'windows'"
-            )
-
-
-def check_init(config: Config) -> Checkpoint | None:
-    """The pretrained checkpoint that the config starts from, compared with its model. Raises ValueError naming what does not fit."""
-    return None if config.init.path is None else open_checkpoint(config.init.path, config.model)
-
-
 class Run:
     """One start of a training run: what the loop holds between steps."""
 
-    def __init__(self, config: Config, workdir: Path, checkpoints: Checkpoints, stop: threading.Event, watchdog: StallWatchdog):
-        self.config, self.checkpoints, self.stop, self.watchdog = config, checkpoints, stop, watchdog
+    def __init__(
+        self, config: Config, raw: Mapping[str, Any], workdir: Path, checkpoints: Checkpoints, stop: threading.Event,
+        watchdog: StallWatchdog,
+    ):  # fmt: skip
+        self.config, self.raw, self.checkpoints, self.stop, self.watchdog = config, raw, checkpoints, stop, watchdog
         self.mesh = make_mesh(config.mesh)
+        check_batches(config, self.mesh)
         # Metrics of dispatched steps, and of finished ones that no log line has shown yet (part of every checkpoint).
         self.pending: list[tuple[int, StepMetrics]] = []
         self.window: list[tuple[int, StepMetrics]] = []
@@ -129,8 +118,7 @@ class Run:
         self.writer = MetricWriter(workdir, resume_step=resumed, enabled=is_main(), tensorboard=config.train.tensorboard)
         self.progress = Progress(self._last_step(), "step", initial=resumed, enabled=is_main())
         self.timer = StepTimer()
-        self.flops_per_step: dict[Any, int] = {}
-        self.flops_done = 0
+        self.flops_per_step: dict[Any, int] = {}  # of a compiled step and the shape of its batch
         self._announce(resumed)
 
     def close(self):
@@ -201,7 +189,7 @@ class Run:
             params = self._first_params()
             opt_state = steps.create_opt_state(self.optimizer(), params, self.mesh)
             return self.standing, TrainState(params, opt_state, self.empty_memory(self.carries))
-        restored = self.checkpoints.restore(restore_target(self.config, self.mesh))
+        restored = self.checkpoints.restore(restore_target(self.config, self.raw, self.mesh))
         # Newer ones, if any, are damaged: they would stand in the way of saving again.
         self.checkpoints.delete_after(restored.step)
         self.window = [(step, StepMetrics(*values)) for step, values in restored.meta["window"]]
@@ -217,7 +205,7 @@ class Run:
         """The next stage starts from the best parameters of this one."""
         state, best = self.state, self.standing.best_step
         if best not in (-1, self.standing.step):
-            state = self.checkpoints.restore(restore_target(self.config, self.mesh), step=best).state
+            state = self.checkpoints.restore(restore_target(self.config, self.raw, self.mesh), step=best).state
         self.standing = self.standing.next_stage()
         self.progress.set_total(self._last_step())
         if self.config.train.keep_optimizer:
@@ -229,7 +217,10 @@ class Run:
     def save(self, *, wait: bool = False):
         self.settle()
         window = [(step, [float(x) for x in values]) for step, values in self.window]
-        meta = {"standing": self.standing.to_json(), "seed": self.config.seed, "window": window, "data": self.task.fingerprint}
+        meta = {
+            "standing": self.standing.to_json(), "seed": self.config.seed, "window": window, "data": self.task.fingerprint,
+            "config": self.raw,
+        }  # fmt: skip
         with self.timer.paused():
             self.checkpoints.save(self.standing.step, self.state, meta, rank=self.standing.rank, wait=wait)
 
@@ -257,16 +248,15 @@ class Run:
         self.state = self.state._replace(carried=self._starting_memory())
         step = self._train_step(self.model, optimizer, length, self.task.num_answers, self.carries)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.standing.step)
-        if (shape := batch.tokens_BxN.shape) not in self.flops_per_step:
-            with self.timer.paused():  # the first call of a shape compiles
-                self.flops_per_step[shape] = self._model_flops(batch)
+        if (program := (step, batch.tokens_BxN.shape)) not in self.flops_per_step:
+            with self.timer.paused():  # the first call compiles: no time of it, and no tokens
+                self.flops_per_step[program] = self._model_flops(batch)
                 self.state, metrics = jax.block_until_ready(step(self.state, batch, key))
         else:
             self.state, metrics = step(self.state, batch, key)
-        self.flops_done += self.flops_per_step[shape]
+            self.timer.tick(tokens=batch.tokens_BxN.size, flops=self.flops_per_step[program])
         self.standing = self.standing.stepped(self.stage)
         self.pending.append((self.standing.step, metrics))
-        self.timer.tick(tokens=batch.tokens_BxN.size)
         self.watchdog.beat()
 
     def _starting_memory(self) -> carried.Carried | None:
@@ -328,7 +318,8 @@ class Run:
         kept = "no checkpoint was saved yet" if latest is None else f"the last checkpoint is step {latest}"
         return NonFiniteLoss(
             f"step {step} (stage {self.standing.stage + 1}): the {what} is not finite; nothing was saved since, {kept}. "
-            "Lower train.optimizer.learning_rate, clip gradients, or set memory.key_norm = 'l2'"
+            "The same command diverges again: lower train.optimizer.learning_rate, clip gradients, or set memory.key_norm = 'l2', in "
+            "another --workdir"
         )
 
     def log(self):
@@ -337,14 +328,15 @@ class Run:
         if not window:
             return
         total = {name: sum(float(getattr(m, name)) for _, m in window) for name in ("loss", "weight", "right", "answers")}
-        speed = self.timer.flush()
+        # A window of compilation alone has no rates.
+        speed = {name: value for name, value in self.timer.flush().items() if not math.isnan(value)}
+        flops = speed.pop("flops_per_step", 0)
         values = {
             "stage": self.standing.stage + 1, "size": self.task.size, **self.figures(steps.Totals(**total), "train"),
             "gradient_norm": float(window[-1][1].gradient_norm), **speed,
         }  # fmt: skip
-        flops, self.flops_done = self.flops_done / len(window), 0
-        if (used := model_flop_utilisation(flops, speed["seconds_per_step"], list(self.mesh.devices.flat))) is not None:
-            values["mfu"] = used
+        if flops:
+            values["mfu"] = model_flop_utilisation(flops, speed["seconds_per_step"], list(self.mesh.devices.flat))
         self.writer.write(self.standing.step, values)
         shown = {k: values[k] for k in ("loss", "exact_match", *TEXT_FIGURES, "tokens_per_s", "mfu") if k in values}
         stage = f"{self.standing.stage + 1}/{len(self.config.train.stages)}"

@@ -9,17 +9,26 @@ from armt_jax.training import step as steps
 from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer
 from armt_jax.training.step import TrainState
+from armt_jax.training.workdir import WorkdirError, differences
 
 
-def restore_target(config: Config, mesh) -> Callable[[Mapping[str, Any]], TrainState]:
-    """For `Checkpoints.restore`: from a checkpoint's meta to the shapes and shardings of its state.
+def restore_target(config: Config, raw: Mapping[str, Any], mesh) -> Callable[[Mapping[str, Any]], TrainState]:
+    """For `Checkpoints.restore`: from a checkpoint's meta to the shapes and shardings of its state. raw: the plain config of `config`.
 
-    It raises DataError for a checkpoint that was made from other data, or with another tokenizer, than the config's.
+    It raises WorkdirError for a checkpoint that was made with another config, and DataError for one that was made from other data, or
+    with another tokenizer, than the config's.
     """
     # The optimizer state has the same structure in every stage, whatever its schedule and length.
     optimizer = make_optimizer(config.train.optimizer, 10**9)
 
     def target(meta):
+        if "config" not in meta:
+            raise WorkdirError(f"the checkpoint of step {meta['standing']['step']} holds no config: use the code of its time")
+        if shown := differences(meta["config"], raw):
+            raise WorkdirError(
+                f"the checkpoint of step {meta['standing']['step']} was made with another config ({shown}): use that config, which the "
+                "checkpoint holds and config.json beside it should say, or another --workdir"
+            )
         stage = Standing(**meta["standing"]).stage
         source = config.tasks[stage]
         if source.fingerprint is not None:

@@ -160,7 +160,7 @@ def make_train_step(
     graphdef, _ = abstract_model(config)
     placed = jax.tree.map(lambda a: a.sharding, abstract_state(config, optimizer, mesh))
     placed = placed._replace(carried=carried_shardings(mesh) if carries else None)
-    dropout = config.backbone.dropout > 0 or config.memory.layer_class.needs_rng
+    dropout = config.backbone.dropout > 0 or config.memory.layer_class.needs_rng or config.memory.token_class.needs_rng
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(placed, replicated(mesh)))
     def step(state: TrainState, batch: Batch, key):

@@ -19,7 +19,10 @@ FREE = (
     "task.background.path", "task.background.tokenizer_path", "task.background.cache_dir", "task.stories",
 )  # fmt: skip
 # Of these, what the processes of one job may each have their own of.
-LOCAL = ("data.path", "data.tokenizer_path", "data.cache_dir")
+LOCAL = (
+    "data.path", "data.tokenizer_path", "data.cache_dir", "task.background.path", "task.background.tokenizer_path",
+    "task.background.cache_dir", "task.stories",
+)  # fmt: skip
 # A file server may show a new file to the other hosts this much later.
 SHARED_WITHIN_SECONDS = 10
 
@@ -39,10 +42,15 @@ def locked(workdir: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             raise WorkdirError(f"workdir {workdir} is in use by {owner}: wait for it, stop it, or choose another --workdir") from error
+        except OSError as error:
+            raise WorkdirError(
+                f"workdir {workdir} cannot be locked ({error}), so two runs could write there at once: put --workdir on a file system "
+                "with locks (of NFS, mounted with them)"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
@@ -120,27 +128,29 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return {key: v for name, part in config.items() for key, v in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
+def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What two plain configs differ in that changes the result, for people; empty where they are of the same run."""
+    there, now = flatten(saved), flatten(json.loads(json.dumps(config)))
+    free = tuple(f"{name}." for name in FREE)
+    differing = sorted(k for k in there.keys() | now.keys() if there.get(k) != now.get(k) and not f"{k}.".startswith(free))
+    return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in differing[:4])
+
+
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, or checks that the one there is of the same run.
 
     Raises:
-        WorkdirError: a key that changes the result differs; the message lists them.
+        WorkdirError: a key that changes the result differs; the message lists them. Or the file cannot be written.
     """
     path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config))
-    if path.exists():
-        saved = flatten(read_config(workdir))
-        now = flatten(wanted)
-        free = tuple(f"{name}." for name in FREE)
-        differing = sorted(
-            k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k) and not f"{k}.".startswith(free)
-        )
-        if differing:
-            shown = "; ".join(f"{k}: {saved.get(k)!r} there, {now.get(k)!r} now" for k in differing[:4])
-            raise WorkdirError(f"workdir {workdir} holds a run with another config ({shown}): use the same config or another --workdir")
+    if path.exists() and (shown := differences(read_config(workdir), config)):
+        raise WorkdirError(f"workdir {workdir} holds a run with another config ({shown}): use the same config or another --workdir")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=1) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(config, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be written ({error}): free space there, or choose another --workdir") from error
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Damage is noticed, and an older checkpoint is taken."""
 
+import errno
 import gc
 import logging
 import random
@@ -146,3 +147,40 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
         assert store.steps() == [1] and store.restore(small_state(0)).step == 1
         store.save(3, small_state(3), {}, wait=True)
         assert store.steps() == [1, 3] and not leftover.exists()
+
+
+def test_a_file_system_that_does_not_answer_is_not_damage(tmp_path, monkeypatch):
+    """Else a run would delete its newest checkpoint because a server was away for a moment."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small_state(step), {}, wait=True)
+    read = ocp.StandardCheckpointHandler.restore
+
+    def refuses(handler, directory, *args, **kwargs):
+        if directory.parent.name == "2":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(handler, directory, *args, **kwargs)
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with monkeypatch.context() as away:
+            away.setattr(ocp.StandardCheckpointHandler, "restore", refuses)
+            with pytest.raises(CheckpointError, match="checkpoints/2 may be sound.*Stale file handle.*start again"):
+                checkpoints.restore(abstract(small_state(0)))
+        assert checkpoints.restore(abstract(small_state(0))).step == 2
+
+
+def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_next_best(tmp_path, monkeypatch, caplog):
+    with Checkpoints(tmp_path / "checkpoints") as writer:
+        for step in (1, 2):
+            writer.save(step, small_state(step), {}, rank=float(step), wait=True)
+        read = ocp.StandardCheckpointHandler.restore
+
+        def too_late(handler, directory, *args, **kwargs):
+            if directory.parent.name == "2":
+                writer._manager.delete(2)
+            return read(handler, directory, *args, **kwargs)
+
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", too_late)
+        with Checkpoints(tmp_path / "checkpoints", read_only=True) as reader:
+            assert reader.restore(abstract(small_state(0)), step="best").step == 1
+        assert "damaged" not in caplog.text

@@ -27,7 +27,8 @@ from armt_jax.nn.positions import RotaryScaling
 from armt_jax.parallel.mesh import MeshConfig, make_mesh
 from armt_jax.parallel.rules import path_string
 from armt_jax.training import step as steps
-from armt_jax.training.loop import check_init, train
+from armt_jax.training.checks import check_init
+from armt_jax.training.loop import train
 
 SIZES = dict(vocab_size=31, num_layers=2, width=16, num_heads=4, max_positions=24)
 BACKBONES = {

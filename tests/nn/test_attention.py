@@ -170,3 +170,21 @@ def test_gradients_reach_every_map():
     graphdef, params = nnx.split(a)
     grads = jax.grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graphdef, p)(x, jnp.arange(T)).output_BxTxD)))(params)
     assert all(float(jnp.abs(leaf).max()) > 1e-4 for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    ("takes", "dtype", "head", "sides", "masked"),
+    [
+        (True, jnp.bfloat16, 64, (6, 6), False), (True, jnp.bfloat16, 64, (7, 7), False), (True, jnp.float16, 128, (6, 8), True),
+        (False, jnp.float32, 64, (6, 6), False), (False, jnp.bfloat16, 20, (6, 6), False), (False, jnp.bfloat16, 256, (6, 6), False),
+        (False, jnp.bfloat16, 64, (7, 7), True), (False, jnp.bfloat16, 64, (6, 7), True),
+    ],
+)  # fmt: skip
+def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch, takes, dtype, head, sides, masked):
+    """An odd segment with a mask (five memory tokens, a padded row) must train on a GPU, too: by XLA."""
+    asked = {}
+    monkeypatch.setattr("armt_jax.nn.attention._on_cuda", lambda: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, **options: asked.update(options))
+    q, k = (jnp.zeros((1, n, 2, head), dtype) for n in sides)
+    dot_product(q, k, k, mask_BxTxS=jnp.ones((1, *sides), bool) if masked else None, causal=not masked)
+    assert asked["implementation"] == ("cudnn" if takes else "xla")

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +61,11 @@ def test_failed_replacement_keeps_the_old_file(tmp_path):
         jsonl.replace_lines(path, [{"n": 2}, {"n": object()}])
     assert jsonl.read_lines(path) == [{"n": 1}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the device that is always full")
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"cannot write {path} .*No space left.* start the same command again"):
+        jsonl.append_line({"a": 1}, path)

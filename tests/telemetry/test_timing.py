@@ -102,3 +102,10 @@ def test_several_steps_in_one_tick(timer, clock):
     clock.pass_(8)
     timer.tick(tokens=800, steps=4)
     assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.0, "seconds_per_step": 2.0}
+
+
+def test_operations_are_counted_by_the_step(timer, clock):
+    for flops in (10, 30):
+        clock.pass_(1.0)
+        timer.tick(tokens=1, flops=flops)
+    assert timer.flush()["flops_per_step"] == 20.0

@@ -44,10 +44,10 @@ def saved(workdir):
         return checkpoints.steps()
 
 
-def restore(workdir, config=CONFIG):
-    config = resolve(config)
+def restore(workdir, raw=CONFIG):
+    config = resolve(raw)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(restore_target(config, make_mesh(config.mesh)))
+        return checkpoints.restore(restore_target(config, raw, make_mesh(config.mesh)))
 
 
 def named(tree):

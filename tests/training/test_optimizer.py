@@ -265,9 +265,9 @@ def test_config_errors_name_field_value_and_rule(field, value, rule):
 
 
 def test_warmup_must_fit_into_the_schedule():
-    with pytest.raises(ValueError, match="warmup_steps=10.*linear schedule, 10 steps"):
+    with pytest.raises(ValueError, match="train.optimizer.warmup_steps = 10 .*linear schedule, 10 steps"):
         OptimizerConfig(schedule="linear", warmup_steps=10, decay_steps=10)
-    with pytest.raises(ValueError, match="warmup_steps=10.*cosine schedule, 5 steps"):
+    with pytest.raises(ValueError, match="train.optimizer.warmup_steps = 10 .*cosine schedule, 5 steps"):
         make_optimizer(OptimizerConfig(schedule="cosine", warmup_steps=10), 5)
     with pytest.raises(ValueError, match="steps=0"):
         make_optimizer(OptimizerConfig(), 0)

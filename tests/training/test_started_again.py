@@ -5,11 +5,15 @@ import os
 import signal
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from armt_jax.checkpoint import CheckpointError
+from armt_jax.config import override, resolve
+from armt_jax.parallel.mesh import AXES
+from armt_jax.training.checks import check_batches
 from armt_jax.training.loop import EXIT_PREEMPTED, Preempted, Run
 from armt_jax.training.workdir import WorkdirError, locked
-from tests.training.runs import metrics, saved
+from tests.training.runs import CONFIG, metrics, saved
 
 
 def test_a_finished_run_is_left_as_it_is(counting, tmp_path):
@@ -70,3 +74,26 @@ def test_a_run_without_a_sound_checkpoint_does_not_start_anew_in_silence(countin
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         counting.run(tmp_path)
     assert counting.done == []
+
+
+def test_a_checkpoint_knows_its_config(counting, tmp_path):
+    """config.json may be lost, or changed by hand; the checkpoint's own is compared, too."""
+    counting.crash_at = 6
+    with pytest.raises(KeyboardInterrupt):
+        counting.run(tmp_path)
+    counting.crash_at = None
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["train"]["optimizer"]["learning_rate"] = 0.5
+    path.write_text(json.dumps(config))
+    with pytest.raises(WorkdirError, match="another config .train.optimizer.learning_rate: 0.01 there, 0.5 now.*checkpoint holds"):
+        counting.run(tmp_path, train__optimizer__learning_rate=0.5)
+    path.unlink()
+    assert counting.run(tmp_path).step == 16
+
+
+def test_a_batch_that_does_not_divide_is_found_before_the_first_step():
+    config = override(CONFIG, {"mesh.data": -1, "train.stages": [{"steps": 2}, {"steps": 2, "batch_size": 3}]})
+    mesh = AbstractMesh((2, 1, 1, 1), AXES)
+    with pytest.raises(ValueError, match=r"train.stages\[1\]: global batch of 3 rows .* multiple of 2"):
+        check_batches(resolve(config), mesh)

@@ -64,7 +64,7 @@ def config(tmp_path_factory):
 def restored(workdir, config, step="last"):
     resolved = resolve(config)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.restore(restore_target(resolved, make_mesh(resolved.mesh)), step=step)
+        return checkpoints.restore(restore_target(resolved, config, make_mesh(resolved.mesh)), step=step)
 
 
 def named(tree):
