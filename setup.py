@@ -20,6 +20,7 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "array_record>=0.8.1,<0.9",
+        "etils>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10,<0.13",

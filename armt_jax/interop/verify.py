@@ -30,12 +30,19 @@ from armt_jax.recurrence.segments import join, split
 TOLERANCES = {"logits": 2e-5, "token loss": 2e-5, "loss": 2e-6, "gradient": 1e-4, "state": 1e-4, "generated": 0.0}
 
 
+class Meta(dict):
+    """What a golden file says of itself."""
+
+    def __missing__(self, key: str):
+        raise ValueError(f"the file's meta lacks {key!r} (it has {', '.join(sorted(self)) or 'nothing'})")
+
+
 def load(path: str) -> tuple[dict, dict[str, np.ndarray]]:
     """(meta, arrays). Raises ValueError naming the file and what it lacks."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
+        meta = json.loads(str(arrays.pop("meta")), object_hook=Meta)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a readable golden file ({type(error).__name__}: {error})") from error
     results = "token_loss" if meta.get("kind") == "transformer_xl" else "logits"

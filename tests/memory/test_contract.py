@@ -15,6 +15,8 @@ from armt_jax.memory.presets import MEMORIES, RMTXL
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import MemoryTransformer, RecurrenceConfig
 from armt_jax.parallel.rules import path_string
+from armt_jax.settings import OptimizerConfig
+from armt_jax.training.optimizer import is_memory_path, make_optimizer
 from tests.memory.harness import TOKENS, close, differs, row, tokens_of
 from tests.memory.systems import LLAMA, SYSTEMS, B, L, S, T, V, build
 
@@ -186,6 +188,20 @@ def test_state_survives_a_save_and_load(harness, tmp_path):
     got, after2 = harness.run(more, loaded)
     np.testing.assert_array_equal(got, want)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after2), jax.tree.leaves(after)))
+
+
+@pytest.mark.parametrize("frozen", ["the memory", "all else", "nothing"])
+def test_frozen_parts_do_not_move(harness, frozen):
+    """`learning_rate` or `memory_learning_rate` of 0: exactly those parameters stay, to the bit."""
+    rates = {"the memory": (0.1, 0.0), "all else": (0.0, 0.1), "nothing": (0.1, 0.1)}[frozen]
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=rates[0], memory_learning_rate=rates[1], weight_decay=0.1), 1)
+    gradients = jax.tree.map(jnp.ones_like, harness.params)
+    updates, _ = optimizer.update(gradients, optimizer.init(harness.params), harness.params)
+    moved = {path_string(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    frozen_paths = {path for path in moved if {"the memory": True, "all else": False}.get(frozen) == is_memory_path(path)}
+    assert bool(frozen_paths) == (frozen == "all else" or (frozen == "the memory" and any(map(is_memory_path, moved))))
+    for path, update in moved.items():
+        assert not update.any() if path in frozen_paths else update.all(), path
 
 
 def test_a_cache_that_holds_everything_equals_one_long_segment():

@@ -10,6 +10,8 @@ from tests.memory.harness import TOKENS, close, tokens_of
 from tests.memory.systems import B, S, System, T
 
 STRATEGIES = [("sequential", "remat"), ("sequential", "reversible"), ("diagonal", "reversible")]
+# Autodiff of the diagonals: the same tick for every memory, so these stand for all.
+PLAIN_DIAGONALS, ON = [("diagonal", "store"), ("diagonal", "remat")], ("armt", "gated-slots")
 
 
 def lengths(align: str) -> tuple[int, ...]:
@@ -47,7 +49,7 @@ def test_schedules_and_strategies_agree(harness, case):
     if case == "everything":
         tokens, weights, options = everything(harness.system)
         _, state = harness.run(tokens_of(seed=4))
-        combinations = STRATEGIES
+        combinations = STRATEGIES + (PLAIN_DIAGONALS if harness.system.name in ON else [])
     else:
         # No mask, no reset. Remat is what autodiff makes of the same tick, and on a diagonal there are always masks: both as above.
         tokens, weights, options = TOKENS, np.ones(TOKENS.shape, np.float32), {}

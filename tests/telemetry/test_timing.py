@@ -38,14 +38,14 @@ def step(timer, clock, *, wait=1.0, compute=3.0, tokens=400):
 def test_rates_over_a_window(timer, clock):
     for _ in range(5):
         step(timer, clock)
-    assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.25, "seconds_per_step": 4.0}
+    assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.25, "seconds_per_step": 4.0, "flops_per_step": 0.0}
 
 
 def test_flush_starts_a_new_window(timer, clock):
     step(timer, clock)
     timer.flush()
     step(timer, clock, wait=0.0, compute=2.0)
-    assert timer.flush() == {"tokens_per_s": 200.0, "data_wait": 0.0, "seconds_per_step": 2.0}
+    assert timer.flush() == {"tokens_per_s": 200.0, "data_wait": 0.0, "seconds_per_step": 2.0, "flops_per_step": 0.0}
 
 
 def test_pauses_are_left_out_even_nested(timer, clock):
@@ -56,7 +56,7 @@ def test_pauses_are_left_out_even_nested(timer, clock):
             clock.pass_(50)
         clock.pass_(50)
     step(timer, clock)
-    assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.25, "seconds_per_step": 4.0}
+    assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.25, "seconds_per_step": 4.0, "flops_per_step": 0.0}
 
 
 def test_pause_inside_a_data_wait(timer, clock):
@@ -101,7 +101,7 @@ def test_window_without_steps_is_nan(timer, clock):
 def test_several_steps_in_one_tick(timer, clock):
     clock.pass_(8)
     timer.tick(tokens=800, steps=4)
-    assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.0, "seconds_per_step": 2.0}
+    assert timer.flush() == {"tokens_per_s": 100.0, "data_wait": 0.0, "seconds_per_step": 2.0, "flops_per_step": 0.0}
 
 
 def test_operations_are_counted_by_the_step(timer, clock):

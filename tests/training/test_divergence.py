@@ -21,7 +21,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(counting, tmp_path, start, bad,
         counting.run(tmp_path, train__checkpoint_every=6)
     assert all(part in str(error.value) for part in ("step 7", "stage 1", said, "last checkpoint is step 6")), error.value
     assert saved(tmp_path)[-1] == 6 and [row["step"] for row in metrics(tmp_path)] == [4, 5]
-    last = restore(tmp_path)
+    last = restore(tmp_path, counting.config)
     assert last.step == 6 and steps_behind(last.state, start) == 6
     counting.bad, counting.done = {}, []
     assert counting.run(tmp_path, train__checkpoint_every=6).step == 16 and counting.done[0] == 7
