@@ -21,6 +21,11 @@ from armt_jax.data.sources import SPLITS, Source, locate
 _KEYS = 1 << 127
 
 
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Nothing is published about text that lies here; looking for it leaves an empty folder behind in the temporary one."""
+
+
 class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A corpus. The folder it is prepared in depends on its contents, so changed files are never mistaken for prepared ones."""
 
@@ -48,7 +53,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=str(root / self.source.fingerprint[:16]), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=f"{self.about} {self.source.note}".strip(),
             homepage=self.homepage,

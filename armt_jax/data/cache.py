@@ -2,7 +2,7 @@
 
 A cache is a folder:
 
-    meta.json                 fingerprints and counts
+    meta.json                 fingerprints, counts and checksums, the last one over the rest of itself
     tokenizer files           what `Tokenizer.save` writes
     <split>.ids               ids, little-endian, of the smallest type that holds the vocabulary
     <split>.documents         int64, the position of each document's first token
@@ -11,12 +11,14 @@ It is written under another name and renamed when it is whole.
 """
 
 import array
+import codecs
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,16 +29,15 @@ import numpy as np
 from armt_jax.data.errors import DataError, InvalidText
 from armt_jax.data.tokenizers import TOKENIZERS, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 META = "meta.json"
 _BLOCK = 1 << 22
-_WHITE_SPACE = np.isin(np.arange(256), list(b" \t\n\r\x0b\x0c"))
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """What a split holds. words: runs of anything but (ASCII) white space. lines: line ends, and ends of documents whose last line lacks
-    one. characters: Unicode's. unknown: tokens that stand for what the vocabulary cannot express."""
+    """What a split holds. words: runs of anything but white space, Unicode's like the characters. lines: line ends, and ends of documents
+    whose last line lacks one. unknown: tokens that stand for what the vocabulary cannot express."""
 
     tokens: int
     bytes: int
@@ -137,22 +138,22 @@ def write_cache(
     tokenizer: Tokenizer,
     data: DataIdentity,
     splits: Mapping[str, Callable[[], Iterable[tuple[int, bytes]]]],
-    where: Callable[[str, int], str] = lambda split, document: f"split {split!r}, document {document} (counted from 0)",
+    unreadable: Callable[[str, int, InvalidText], DataError] | None = None,
 ) -> TokenCache:
     """Tokenises text into a new cache.
 
     Args:
         folder: must not exist yet. splits: for each split, what gives its pieces (document, text) in order.
-        where: says for an error where a document of a split is.
+        unreadable: makes the error about text that is not UTF-8, from split, document and place in the document; None: of these alone.
 
     Raises:
         DataError: text that the tokenizer cannot read, or none at all; nothing is left at `folder`.
     """
-    folder = Path(folder)
+    folder, unreadable = Path(folder), unreadable or _unreadable
     if folder.exists():
         raise DataError(f"{folder} exists already: a cache is never written over; delete the folder to make it anew")
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    # Not named by the process: in two containers that share a disk, two processes may have the same number.
+    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
     try:
         tokenizer.save(partial)
@@ -162,9 +163,11 @@ def write_cache(
             "data": dataclasses.asdict(data),
             "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
             "splits": {
-                name: _write_split(partial, name, pieces(), tokenizer, functools.partial(where, name)) for name, pieces in splits.items()
+                name: _write_split(partial, name, pieces(), tokenizer, functools.partial(unreadable, name))
+                for name, pieces in splits.items()
             },
         }
+        meta |= {"crc32": _crc32_of(meta)}
         with (partial / META).open("w") as file:
             json.dump(meta, file, indent=1)
             file.flush()
@@ -175,30 +178,47 @@ def write_cache(
     return TokenCache(folder)
 
 
+def _unreadable(split: str, document: int, error: InvalidText) -> DataError:
+    return DataError(f"split {split!r}, document {document} (counted from 0), counted from its start: {error}")
+
+
 class _Counter:
-    """Counts the bytes, characters, words and lines of a split as its pieces go by."""
+    """Counts the bytes, characters, words and lines of a split as its pieces go by, which may end anywhere."""
 
     def __init__(self):
         self.bytes = self.characters = self.words = self.lines = 0
-        self._last = ord("\n")
+        self._begin_document()
+
+    def _begin_document(self) -> None:
+        # Of what is not UTF-8 ("bytes" takes it) no byte is white space.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._in_word, self._ends_line = False, True
 
     def add(self, text: bytes) -> bytes:
-        data = np.frombuffer(text, np.uint8)
-        blank = _WHITE_SPACE[data]
-        self.bytes += data.size
-        self.characters += int(np.count_nonzero((data & 0xC0) != 0x80))
-        self.words += int(np.count_nonzero(~blank[1:] & blank[:-1])) + int(not blank[0] and _WHITE_SPACE[self._last])
+        self.bytes += len(text)
+        self.characters += int(np.count_nonzero((np.frombuffer(text, np.uint8) & 0xC0) != 0x80))
         self.lines += text.count(b"\n")
-        self._last = int(data[-1])
+        self._ends_line = text.endswith(b"\n")
+        self._add_words(self._decoder.decode(text))
         return text
 
+    def _add_words(self, text: str) -> None:
+        if text:
+            self.words += len(text.split()) - (self._in_word and not text[0].isspace())
+            self._in_word = not text[-1].isspace()
+
     def end_document(self) -> None:
-        self.lines += self._last != ord("\n")
-        self._last = ord("\n")
+        self._add_words(self._decoder.decode(b"", final=True))
+        self.lines += not self._ends_line
+        self._begin_document()
 
 
 def _write_split(
-    folder: Path, name: str, pieces: Iterable[tuple[int, bytes]], tokenizer: Tokenizer, where: Callable[[int], str]
+    folder: Path,
+    name: str,
+    pieces: Iterable[tuple[int, bytes]],
+    tokenizer: Tokenizer,
+    unreadable: Callable[[int, InvalidText], DataError],
 ) -> dict[str, Any]:
     """Writes the files of a split. Returns its entry in meta.json."""
     dtype, counter = id_dtype(tokenizer.vocab_size), _Counter()
@@ -206,7 +226,7 @@ def _write_split(
     with (folder / f"{name}.ids").open("wb") as out:
         for document, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
             starts.append(tokens)
-            for ids in _encoded(tokenizer, (counter.add(text) for _, text in group if text), functools.partial(where, document)):
+            for ids in _encoded(tokenizer, (counter.add(text) for _, text in group if text), functools.partial(unreadable, document)):
                 unknown += 0 if tokenizer.unknown_id is None else int(np.count_nonzero(ids == tokenizer.unknown_id))
                 block = ids.astype(dtype).tobytes()
                 checksum = zlib.crc32(block, checksum)
@@ -222,7 +242,7 @@ def _write_split(
     return {"counts": dataclasses.asdict(counts), "crc32": [checksum, zlib.crc32(np.asarray(starts, "<i8").tobytes())]}
 
 
-def _encoded(tokenizer: Tokenizer, parts: Iterator[bytes], where: Callable[[], str]) -> Iterator[np.ndarray]:
+def _encoded(tokenizer: Tokenizer, parts: Iterator[bytes], unreadable: Callable[[InvalidText], DataError]) -> Iterator[np.ndarray]:
     try:
         for ids in tokenizer.encode_parts(parts):
             if ids.size and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
@@ -232,7 +252,7 @@ def _encoded(tokenizer: Tokenizer, parts: Iterator[bytes], where: Callable[[], s
                 )
             yield ids
     except InvalidText as e:
-        raise DataError(f"{where()}: {e}") from e
+        raise unreadable(e) from e
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -240,18 +260,22 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"{folder} is no whole token cache: it has no {META}. Make it again")
     try:
-        meta = json.loads(file.read_text())
-        if meta["format"] != FORMAT:
-            raise DataError(
-                f"the token cache {folder} has format {meta['format']}, and this version reads {FORMAT}: delete the folder, and "
-                "it is made again"
-            )
-        kind = meta["tokenizer"]["kind"]
-        meta["splits"], meta["data"], meta["fingerprint"], meta["tokenizer"]["fingerprint"]  # noqa: B018
-    except DataError:
-        raise
-    except (ValueError, KeyError, TypeError) as e:
-        raise _damaged(folder, f"{META} cannot be read ({e!r})") from e
+        meta = json.loads(file.read_bytes())
+    except ValueError as e:
+        raise _damaged(folder, f"{META} cannot be read ({e})") from e
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise _damaged(folder, f"{META} does not say its format")
+    # Format 1 has no checksum. A corpus has another folder for each format, so it is made anew; any other cache is refused here.
+    if meta["format"] != FORMAT:
+        raise DataError(
+            f"the token cache {folder} has format {meta['format']!r}, and this version reads {FORMAT}: delete the folder, and "
+            "it is made again"
+        )
+    checksum = meta.pop("crc32", None)
+    # Of the right checksum, it is what was written: nothing is missing or odd.
+    if checksum != (found := _crc32_of(meta)):
+        raise _damaged(folder, f"{META} has checksum {found}, and {checksum} was written")
+    kind = meta["tokenizer"]["kind"]
     if kind not in TOKENIZERS:
         raise DataError(f"the token cache {folder} needs the tokenizer {kind!r}, which this version lacks (it has {', '.join(TOKENIZERS)})")
     return meta
@@ -270,6 +294,10 @@ def _open_split(folder: Path, name: str, entry: dict[str, Any], vocab_size: int)
             raise _damaged(folder, f"{file.name} has checksum {found:#010x}, and {checksum:#010x} was written")
         arrays.append(np.memmap(file, kind, mode="r"))
     return TokenisedText(arrays[0], np.asarray(arrays[1], np.int64), counts)
+
+
+def _crc32_of(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _crc32(file: Path) -> int:

@@ -1,19 +1,18 @@
 """A corpus under a tokenizer, as a config names it: found or fetched, cut into documents, tokenised once, opened."""
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from absl import logging
 
-from armt_jax.data.cache import DataIdentity, TokenCache, write_cache
+from armt_jax.data.cache import FORMAT, DataIdentity, TokenCache, write_cache
+from armt_jax.data.download import one_at_a_time
 from armt_jax.data.errors import DataError, InvalidText
 from armt_jax.data.sources import SPLITS, Source, located
 from armt_jax.data.tokenizers import TOKENIZERS, CharacterTokenizer, PieceTokenizer, Tokenizer, WordTokenizer
@@ -91,13 +90,15 @@ def _open(config: CorpusConfig) -> TokenCache:
     given = None if config._trained else TOKENIZERS[config.tokenizer].load(Path(config.tokenizer_path or ".").expanduser())
     # A tokenizer made from the corpus follows from the corpus and its size.
     recipe = given.fingerprint if given else f"trained {config.vocab_size}"
-    key = hashlib.sha256(json.dumps([source.fingerprint, config.tokenizer, recipe]).encode()).hexdigest()
+    # A cache of another format stays where it is, unread, and is made anew.
+    key = hashlib.sha256(json.dumps([FORMAT, source.fingerprint, config.tokenizer, recipe]).encode()).hexdigest()
     folder = root / "ids" / f"{config.name}-{config.tokenizer}-{key[:16]}"
     if not folder.exists():
         with one_at_a_time(root):
             if not folder.exists():  # while we waited, another process may have made it
                 _tokenise(config, source, given, root, folder)
     cache = TokenCache(folder)
+    cache.data = dataclasses.replace(cache.data, note=source.note)  # of the files as they lie now
     logging.info("%s", cache.report())
     return cache
 
@@ -110,11 +111,11 @@ def _tokenise(config: CorpusConfig, source: Source, tokenizer: Tokenizer | None,
         shutil.rmtree(old)
     builder = builders.prepare(source, root / "records")
     if tokenizer is None:
-        parts = whole_words(builders.records(builder, "train"), functools.partial(source.where, "train"))
+        parts = whole_words(builders.records(builder, "train"), functools.partial(source.unreadable, "train"))
         tokenizer = _train(config, source, parts)
     data = DataIdentity(source.name, source.fingerprint, source.note)
     splits = {split: functools.partial(builders.records, builder, split) for split in source.spans}
-    write_cache(folder, tokenizer, data, splits, source.where)
+    write_cache(folder, tokenizer, data, splits, source.unreadable)
 
 
 def _train(config: CorpusConfig, source: Source, parts: Iterator[bytes]) -> Tokenizer:
@@ -126,11 +127,11 @@ def _train(config: CorpusConfig, source: Source, parts: Iterator[bytes]) -> Toke
     return PieceTokenizer.train(lines, config.vocab_size, source.num_bytes("train"))
 
 
-def whole_words(pieces: Iterable[tuple[int, bytes]], where: Callable[[int], str]) -> Iterator[bytes]:
+def whole_words(pieces: Iterable[tuple[int, bytes]], unreadable: Callable[[int, InvalidText], DataError]) -> Iterator[bytes]:
     """The text of pieces (document, text), in parts that end before white space or with a document.
 
     Raises:
-        DataError: it is not UTF-8; `where(document)` says where that is.
+        DataError: it is not UTF-8: what `unreadable(document, error)` makes of it.
     """
     for document, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
         waiting, done = [], 0
@@ -141,16 +142,7 @@ def whole_words(pieces: Iterable[tuple[int, bytes]], where: Callable[[int], str]
                 try:
                     utf8(part)
                 except InvalidText as e:
-                    raise DataError(f"{where(document)}: {InvalidText(done + e.offset, e.reason)}") from e
+                    raise unreadable(document, InvalidText(done + e.offset, e.reason)) from e
                 done, waiting = done + len(part), []
                 yield part
             waiting.append(text[end:] if text else b"")
-
-
-@contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
-    """Processes of one machine prepare corpora one after the other."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "preparing.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

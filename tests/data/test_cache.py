@@ -1,5 +1,6 @@
 """The cache on disk: written whole or not at all, damage and other fingerprints refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -90,7 +91,47 @@ def forget(folder):
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-@pytest.mark.parametrize("damage", [truncate, lengthen, flip, move_document, lose_ids, break_meta, forget])
+def change_meta(*path, to=None):
+    """Damage of one field of meta.json: it has another value, or (None) it is gone."""
+
+    def damage(folder):
+        entry = meta = json.loads((folder / "meta.json").read_text())
+        for key in path[:-1]:
+            entry = entry[key]
+        if to is None:
+            del entry[path[-1]]
+        else:
+            entry[path[-1]] = to
+        (folder / "meta.json").write_text(json.dumps(meta))
+
+    return pytest.param(damage, id=f"{'.'.join(path)} {'gone' if to is None else to}")
+
+
+def replace_meta(text):
+    return pytest.param(lambda folder: (folder / "meta.json").write_bytes(text), id=f"{text!r} as meta.json")
+
+
+META_DAMAGE = [
+    *(change_meta(field) for field in ("format", "fingerprint", "data", "tokenizer", "splits", "crc32")),
+    *(change_meta("data", field) for field in ("name", "fingerprint", "note")),
+    *(change_meta("tokenizer", field) for field in ("kind", "fingerprint", "vocab_size")),
+    *(change_meta("splits", "train", *path) for path in (("counts",), ("crc32",), ("counts", "tokens"), ("counts", "words"))),
+    change_meta("splits", "train"),
+    change_meta("splits", "train", "counts", "words", to=9),
+    change_meta("splits", "train", "counts", "tokens", to="many"),
+    change_meta("splits", "train", "counts", "vowels", to=9),
+    change_meta("splits", "train", "crc32", to=[1]),
+    change_meta("splits", to=[1, 2]),
+    change_meta("data", "note", to="another note"),
+    change_meta("data", to="text"),
+    change_meta("tokenizer", "kind", to="characters"),
+    change_meta("fingerprint", to="text:1/bytes:2"),
+    change_meta("crc32", to="many"),
+    *map(replace_meta, (b"", b"[]", b"null", b"{}", b"\xff", b'{"format": 2}')),
+]
+
+
+@pytest.mark.parametrize("damage", [truncate, lengthen, flip, move_document, lose_ids, break_meta, forget, *META_DAMAGE])
 def test_damage_is_noticed(tmp_path, damage):
     write(tmp_path / "c")
     damage(tmp_path / "c")
@@ -105,7 +146,11 @@ def test_other_damage(tmp_path):
         TokenCache(tmp_path / "c")
     meta = json.loads((tmp_path / "c" / "meta.json").read_text())
     (tmp_path / "c" / "meta.json").write_text(json.dumps(meta | {"format": 99}))
-    with pytest.raises(DataError, match="has format 99, and this version reads 1"):
+    with pytest.raises(DataError, match="has format 99, and this version reads 2"):
+        TokenCache(tmp_path / "c")
+    del meta["crc32"]
+    (tmp_path / "c" / "meta.json").write_text(json.dumps(meta | {"format": 1}))  # as they were before the checksum
+    with pytest.raises(DataError, match="has format 1, and this version reads 2: delete the folder, and it is made again"):
         TokenCache(tmp_path / "c")
     (tmp_path / "c" / "meta.json").unlink()
     with pytest.raises(DataError, match="is no whole token cache: it has no meta.json"):
@@ -130,6 +175,29 @@ def test_a_half_written_cache_is_never_taken_for_a_whole_one(tmp_path):
         with pytest.raises(DataError):
             TokenCache(tmp_path / "half")
         shutil.rmtree(tmp_path / "half")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_words_are_counted_as_the_word_tokenizer_reads_them(tmp_path, size):
+    texts = ["one\u00a0two\u2003three\u3000four\x1cfive\x85six \n漢字 é\u2028", "last\u1680", "", "\u2009first \u202f "]
+    data = [text.encode() for text in texts]
+    parts = [(i, text[j : j + size]) for i, text in enumerate(data) for j in range(0, len(text), size)]
+    counts = write(tmp_path / "c", pieces=parts).split("train").counts
+    assert counts.words == sum(len(text.split()) for text in texts) == 10
+    words = write(tmp_path / "w", WordTokenizer.train(data), parts).split("train").counts
+    assert words == dataclasses.replace(counts, tokens=counts.words + counts.lines)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_words_of_what_is_not_utf8_are_counted(tmp_path, size):
+    text = b"a\xff\xa0b \xe2\x80 c\xc2"  # nothing but the spaces is white space
+    parts = [(0, text[j : j + size]) for j in range(0, len(text), size)]
+    assert write(tmp_path / "c", pieces=[*parts, (1, b"\x83")]).split("train").counts.words == 4
+
+
+def test_invalid_text_names_the_document(tmp_path):
+    with pytest.raises(DataError, match=r"split 'train', document 1 \(counted from 0\), counted from its start: byte 2 is not valid UTF-8"):
+        write(tmp_path / "c", CharacterTokenizer("ab"), [(0, b"aa"), (1, b"ab\xff")])
 
 
 def test_nothing_is_written_over(tmp_path):

@@ -1,9 +1,8 @@
 """From files to a cache of ids: documents, splits, counts, fingerprints; missing and bad files; real text against published counts."""
 
-import hashlib
 import subprocess
 import sys
-import zipfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -13,7 +12,9 @@ from armt_jax.data.__main__ import main
 from armt_jax.data.builders import BUILDERS, Enwik8, prepare, records
 from armt_jax.data.corpus import whole_words
 from armt_jax.data.documents import Span
-from armt_jax.data.sources import Archive, locate
+from armt_jax.data.sources import locate
+from armt_jax.data.tokenizers import TOKENIZERS, CharacterTokenizer, base, pieces
+from tests.data.vocabularies import small_gpt2
 
 ARTICLES = b" \n = First = \n \n text one . \n \n = = Part = = \n \n more = . \n = no heading = \n \n \n = Second = \n \n text two . \n"
 PAGES = b"<head>\n  <page>\n    <title>A</title>\n  </page>\n  <page>\nB\n  </page>\n"
@@ -111,6 +112,28 @@ def test_records_are_the_text_in_order_and_need_no_tensorflow(tmp_path, monkeypa
     assert set(BUILDERS) == set(sources.SOURCES)
 
 
+def test_a_builder_leaves_nothing_behind(tmp_path, monkeypatch):
+    (tmp_path / "enwik8").write_bytes(PAGES)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    Enwik8(path=tmp_path, data_dir=tmp_path / "tfds")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_cache_of_an_older_format_is_made_anew(make_corpus, monkeypatch):
+    from armt_jax.data import cache, corpus
+
+    config = make_corpus(train="text")
+    for module in (cache, corpus):
+        monkeypatch.setattr(module, "FORMAT", 1)
+    old = config.open()
+    monkeypatch.undo()
+    corpus._open.cache_clear()
+    new = config.open()
+    assert new.folder != old.folder and new.fingerprint == old.fingerprint
+    assert bytes(new.split("train").ids_N) == b"text"
+
+
 def test_importing_and_preparing_needs_no_tensorflow_and_starts_no_backend(tmp_path):
     (tmp_path / "train.txt").write_text("some text\n")
     code = f"""
@@ -128,7 +151,7 @@ assert not xla_bridge.backends_are_initialized()
 def test_vocabularies_are_made_of_whole_words_and_of_everything(size):
     documents_ = ["one two\nthree", "漢字漢字漢字", " four  five \n\n", "six"]
     pieces = [(i, text.encode()[j : j + size]) for i, text in enumerate(documents_) for j in range(0, len(text.encode()), size)]
-    parts = list(whole_words(pieces, str))
+    parts = list(whole_words(pieces, lambda document, error: pytest.fail(str(error))))
     assert b"".join(parts).decode() == "".join(documents_)
     assert [word for part in parts for word in part.decode().split()] == [word for text in documents_ for word in text.split()]
 
@@ -156,97 +179,63 @@ def test_the_command_exits_with_the_error(tmp_path, capsys):
         main(["--name=wikitext2", f"--path={tmp_path}"])
 
 
-def test_enwik8_prefix_is_split_in_proportion_and_says_so(tmp_path, monkeypatch):
-    data = bytes(range(256)) * 4
-    (tmp_path / "enwik8.first1024").write_bytes(data)
-    config = CorpusConfig("enwik8", str(tmp_path), cache_dir=str(tmp_path / "cache"))
-    cache = config.open()
-    assert [cache.split(s).counts.tokens for s in ("train", "validation", "test")] == [921, 51, 52]
-    assert bytes(cache.split("validation").ids_N) == data[921:972]
-    assert "prefix of enwik8: the first 1,024 of 100,000,000 bytes" in cache.report()
-    monkeypatch.setattr(sources, "ENWIK8_BYTES", 1024)
-    assert "not the published file" in locate("enwik8", tmp_path).note
-    monkeypatch.setattr(sources, "ENWIK8_SHA256", hashlib.sha256(data).hexdigest())
-    assert locate("enwik8", tmp_path).note == ""
-    monkeypatch.setattr(sources, "ENWIK8_BYTES", 1000)
-    with pytest.raises(DataError, match="has 1,024 bytes, more than the 1,000 of enwik8"):
-        locate("enwik8", tmp_path)
+def fields_of(tokenizer, tmp_path) -> dict:
+    """What a corpus of a few letters needs under this tokenizer."""
+    if tokenizer == "sentencepiece":
+        return {"vocab_size": 264}
+    if tokenizer == "gpt2":
+        (tmp_path / "gpt2").mkdir()
+        small_gpt2().save(tmp_path / "gpt2")
+        return {"tokenizer_path": str(tmp_path / "gpt2")}
+    return {}
 
 
-def write_wikitext(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ("train", "valid", "test"):
-        (folder / f"wiki.{part}.tokens").write_bytes(ARTICLES)
-
-
-def test_download_is_checked_and_mirrors_are_tried(tmp_path, monkeypatch):
-    write_wikitext(tmp_path / "wikitext-2")
-    archive = tmp_path / "wikitext-2-v1.zip"
-    members = [f"wikitext-2/wiki.{part}.tokens" for part in ("train", "valid", "test")]
-    with zipfile.ZipFile(archive, "w") as file:
-        for member in members:
-            file.write(tmp_path / member, member)
-    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    urls = ((tmp_path / "gone.zip").as_uri(), archive.as_uri())
-    monkeypatch.setitem(sources.ARCHIVES, "wikitext2", Archive(urls, "0" * 64, tuple(members)))
-    with pytest.raises(DataError) as e:
-        locate("wikitext2", None, download_dir=tmp_path / "got")
-    for part in (sha256, "0" * 64, "gone.zip", "set data.path", "wiki.train.tokens, wiki.valid.tokens, wiki.test.tokens"):
-        assert part in str(e.value)
-    assert not list((tmp_path / "got").rglob("*.tokens"))
-    monkeypatch.setitem(sources.ARCHIVES, "wikitext2", Archive(urls, sha256, tuple(members)))
-    source = locate("wikitext2", None, download_dir=tmp_path / "got")
-    assert source.fingerprint == locate("wikitext2", tmp_path / "wikitext-2").fingerprint
-    assert "not the published file" in source.note
-    archive.unlink()
-    assert locate("wikitext2", None, download_dir=tmp_path / "got").fingerprint == source.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("wikitext103", r"wiki.train.tokens, .*wiki.valid.tokens, .*wiki.test.tokens: missing. wikitext103 wants a folder with"),
-        ("wikitext2", r"smerity.com/wikitext-2-v1.zip"),
-        ("enwik8", r"holds 0 files that could be enwik8.*enwik8 wants the file enwik8 of 100,000,000 bytes, or a prefix"),
-        ("pg19", r"train/\*.txt, .*gsutil -m cp -r gs://deepmind-gutenberg/train"),
-        ("text", r"text wants a folder with train/\*.txt \(or train.txt\) and validation/\*.txt"),
-        ("wikitext-103", r"corpus 'wikitext-103' is unknown: did you mean 'wikitext103'"),
-    ],
-)
-def test_missing_files_are_named(tmp_path, name, message):
-    with pytest.raises(DataError, match=message):
-        locate(name, tmp_path)
-
-
-def test_missing_places_and_splits(tmp_path):
-    with pytest.raises(DataError, match="nowhere does not exist. enwik8 wants the file"):
-        locate("enwik8", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="data.path is not set. pg19 wants a folder"):
-        locate("pg19", None, download_dir=tmp_path)
-    with pytest.raises(DataError, match="split 'valid' is unknown"):
-        locate("text", tmp_path, ("valid",))
-    write_wikitext(tmp_path)
-    (tmp_path / "wiki.valid.tokens").unlink()
-    with pytest.raises(DataError, match=r"/wiki.valid.tokens: missing.*To use only some of the splits, name them in data.splits"):
-        locate("wikitext2", tmp_path)
-    assert set(locate("wikitext2", tmp_path, ("test", "train")).spans) == {"train", "test"}
-
-
-def test_empty_files_are_refused(tmp_path, make_corpus):
-    config = make_corpus(train=["text", ""], test="x")
-    with pytest.raises(DataError, match="train/0001.txt is empty: it must hold text"):
-        config.open()
-
-
-@pytest.mark.parametrize("tokenizer", ["characters", "words", "sentencepiece"])
+@pytest.mark.parametrize("tokenizer", ["characters", "words", "sentencepiece", "gpt2"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_invalid_utf8_names_file_and_place(make_corpus, tokenizer, split):
+def test_invalid_utf8_names_file_and_place(make_corpus, tmp_path, tokenizer, split):
     good, bad = "good text\n" * 50, b"good line\n" * 30 + b"\xc3(" + b"good line\n" * 30
     texts = {"train": [good, good], "test": [good]}
     texts[split][-1] = bad
-    config = make_corpus(tokenizer, **texts, **({"vocab_size": 264} if tokenizer == "sentencepiece" else {}))
+    config = make_corpus(tokenizer, **texts, **fields_of(tokenizer, tmp_path))
     with pytest.raises(DataError, match=rf"{split}/000\d.txt: byte 300 is not valid UTF-8.*'bytes' tokenizer"):
         config.open()
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "words", "gpt2"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_invalid_utf8_in_a_page_is_counted_from_the_start_of_the_file(tmp_path, monkeypatch, tokenizer, split):
+    monkeypatch.setattr(documents, "PIECE_BYTES", 100)
+    text = bytearray(b"<head>\n" + b"".join(b"  <page>\nnumber %03d\n  </page>\n" % i for i in range(100)))
+    # Pages have 30 bytes. Before the first of each split is another document: the head, or the end of a page that the cut parts.
+    page, document = {"train": (33, 34), "validation": (93, 4), "test": (99, 5)}[split]
+    place = 7 + 30 * page + 12
+    text[place] = 0xFF
+    (tmp_path / "enwik8").write_bytes(text)
+    config = CorpusConfig("enwik8", str(tmp_path), tokenizer, cache_dir=str(tmp_path / "cache"), **fields_of(tokenizer, tmp_path))
+    with pytest.raises(DataError, match=rf"enwik8 \({split} document {document}, counted from 0\): byte {place} is not valid UTF-8"):
+        config.open()
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "gpt2"])
+@pytest.mark.parametrize(("splits", "cut"), [(("train", "validation", "test"), 900), (("train", "test"), 950)])
+@pytest.mark.parametrize("character", ["é", "漢", "🙂"])
+def test_a_character_that_a_cut_parts_is_told(tmp_path, tokenizer, splits, cut, character):
+    letter = character.encode()
+    for before in range(1, len(letter)):
+        text = b"x" * (cut - before) + letter
+        (tmp_path / f"enwik8.{before}").write_bytes(text + b"y" * (1000 - len(text)))
+        config = CorpusConfig(
+            "enwik8", str(tmp_path / f"enwik8.{before}"), tokenizer, splits=splits, cache_dir=str(tmp_path / "cache"),
+            tokenizer_path=str(tmp_path / tokenizer),
+        )  # fmt: skip
+        (tmp_path / tokenizer).mkdir(exist_ok=True)
+        (CharacterTokenizer("xy") if tokenizer == "characters" else small_gpt2()).save(tmp_path / tokenizer)
+        place = cut - before if cut == 900 else cut
+        with pytest.raises(DataError) as e:
+            config.open()
+        assert f"byte {place} is not valid UTF-8 in {splits[0] if cut == 900 else 'test'!r}, because the cut" in str(e.value)
+        assert f"between two splits, at byte {cut}, parts a character: take a few bytes off the end" in str(e.value)
+        assert "'bytes' tokenizer" in str(e.value)
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "words"])
@@ -262,6 +251,25 @@ def test_a_line_of_50_mb(make_corpus, tmp_path, tokenizer, gap):
     # Without a gap, a word is cut after a mebibyte, and every part counts as unknown.
     words = 5_000 if gap == b" " else -(-50_000_000 // (1 << 20))
     assert counts.tokens == (50_000_000 if tokenizer == "bytes" else words + 1)
+
+
+@pytest.mark.parametrize("tokenizer", list(TOKENIZERS))
+@pytest.mark.parametrize("gap", [b" ", b"x"], ids=["spaces", "no spaces"])
+def test_a_line_longer_than_every_limit(make_corpus, tmp_path, monkeypatch, tokenizer, gap):
+    for module, limit, size in ((documents, "PIECE_BYTES", 1000), (base, "CHUNK_BYTES", 500), (base, "LONGEST_UNCUT", 1000)):
+        monkeypatch.setattr(module, limit, size)
+    monkeypatch.setattr(pieces, "TRAINING_BYTES", 20_000)
+    text = (b"x" * 99 + gap) * 1_000
+    fields = {"vocab_size": 260} if tokenizer == "sentencepiece" else fields_of(tokenizer, tmp_path)  # the library finds no more pieces
+    cache = make_corpus(tokenizer, train=text, **fields).open()
+    ids_N, _, counts = cache.split("train")
+    assert (counts.bytes, counts.characters, counts.lines, counts.words) == (100_000, 100_000, 1, 1_000 if gap == b" " else 1)
+    if tokenizer == "words":
+        # Trained: the word of 99 letters, or none, since the only one is cut when it is read.
+        assert (cache.tokenizer.vocab_size, counts.tokens, counts.unknown) == ((3, 1_001, 0) if gap == b" " else (2, 101, 100))
+    else:
+        assert counts.unknown == 0
+        assert cache.tokenizer.decode_bytes(ids_N) == text
 
 
 @pytest.mark.parametrize(
@@ -326,4 +334,4 @@ def test_books(real_data, tmp_path):
     files = sorted((real_data / "books" / "test").glob("*.txt"))
     assert cache.split("test").counts.documents == len(files) == 4
     assert cache.split("test").counts.bytes == sum(file.stat().st_size for file in files)
-    assert cache.split("test").counts.words == sum(len(file.read_bytes().split()) for file in files)
+    assert cache.split("test").counts.words == sum(len(file.read_text("utf-8").split()) for file in files)

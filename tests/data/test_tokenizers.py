@@ -18,6 +18,7 @@ from armt_jax.data.tokenizers import (
     gpt2,
     pieces,
 )
+from tests.data.vocabularies import small_gpt2
 
 TRICKY = (
     "It's the cat's  hat,\n\n\n  isn't it?\tYes 12 345\r\nnaïve café 漢字 🙂\u00a0no\u2003break 'll're\n = Title = \n \n"
@@ -30,16 +31,6 @@ def prose(words: int, seed: int = 0) -> str:
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     vocabulary = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(200)]
     return "".join(rng.choice(vocabulary) + rng.choice([" "] * 12 + [", ", ".\n", "  "]) for _ in range(words))
-
-
-def small_gpt2() -> GPT2Tokenizer:
-    symbols = gpt2.byte_symbols()
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols.values())}
-    space = symbols[ord(" ")]
-    merges = [("t", "h"), ("th", "e"), (space, "the"), (space, "t"), ("x", "x"), ("xx", "xx"), (space, space), (symbols[10], symbols[10])]
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    return GPT2Tokenizer(vocabulary, merges)
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +147,29 @@ def test_a_word_vocabulary_can_be_cut_to_the_most_frequent():
         ("<eos>\na\n", r"lacks <unk>, which words outside the vocabulary are read as: add a line <unk>"),
         ("<unk>\na\n", "lacks <eos>, which line ends are read as"),
         ("<unk>\n<eos>\na\na\n", "lists 'a' 2 times"),
-        ("<unk>\n<eos>\na b\n", "holds 'a b', which is no word"),
-        ("<unk>\n<eos>\n\n", "holds '', which is no word"),
+        ("<unk>\n<eos>\na b\n", "holds 'a b' in line 3, which is no word"),
+        ("<unk>\n<eos>\n\n", "holds '' in line 3, which is no word"),
+        ("<eos>\r\n<unk>\r\na\r\n", r"holds '<eos>\\r' in line 1, which is no word: .*a line end of Windows"),
+        ("<unk>\n<eos>\n a\n", "holds ' a' in line 3, which is no word"),
+        ("<unk> \n<eos>\n", "holds '<unk> ' in line 1, which is no word"),
+        ("<unk>\n<eos>\na\u00a0\n", r"holds 'a\\xa0' in line 3, which is no word"),
     ],
 )
 def test_bad_word_vocabularies(tmp_path, words, message):
     file = tmp_path / "vocabulary.txt"
-    file.write_text(words)
+    file.write_bytes(words.encode())
     with pytest.raises(DataError, match=message) as e:
         WordTokenizer.load(file)
     assert str(file) in str(e.value)
+
+
+def test_words_that_encoding_cuts_are_in_no_vocabulary(monkeypatch):
+    monkeypatch.setattr(base, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(base, "LONGEST_UNCUT", 40)
+    text = ("x" * 41 + " " + "é" * 21 + " " + "y" * 40 + " <unk> short\n").encode()
+    tokenizer = WordTokenizer.train([text])
+    assert tokenizer.content().decode().split("\n") == ["<eos>", "y" * 40, "<unk>", "short"]
+    assert not {"x" * 41, "é" * 21} & set(tokenizer.decode(tokenizer.encode(text)).split())
 
 
 def test_characters_outside_the_vocabulary_are_unknown():
@@ -227,6 +231,21 @@ def test_sentencepiece_training_is_deterministic_and_keeps_every_byte():
     assert models[0].vocab_size == 330
     strange = "\n\n never seen: 漢\u0001🙂  \t\n "
     assert models[0].decode(models[0].encode(strange)) == strange
+
+
+@pytest.mark.parametrize("line_end", ["", "\n", "\n\n"], ids=["one line", "lines", "every other line blank"])
+def test_sentencepiece_trains_on_a_part_of_a_large_text_spread_over_it(monkeypatch, line_end):
+    monkeypatch.setattr(pieces, "TRAINING_BYTES", 22_000)
+    text = "".join(f"{i:08d} {line_end}" for i in range(20_000)).encode()  # longer than what is trained on by far, also as one line
+    sampled = list(pieces._sample(text.split(b"\n"), len(text)))
+    assert 11_000 < sum(map(len, sampled)) <= 22_000 + 1000
+    numbers = [int(piece[:8]) for piece in sampled if len(piece) >= 8 and piece[:8].isdigit()]
+    assert numbers == sorted(numbers)
+    assert np.histogram(numbers, 4, (0, 20_000))[0].min() >= 0.8 * len(numbers) / 4
+
+
+def test_sentencepiece_trains_on_all_of_a_small_text():
+    assert list(pieces._sample([b"one\n", b"", "é".encode() * 2500, b"two"], 5008)) == ["one", "é" * 1000, "é" * 1000, "é" * 500, "two"]
 
 
 def test_sentencepiece_errors(tmp_path):

@@ -13,7 +13,7 @@ from armt_jax.data.tokenizers.base import Tokenizer, last_gap, utf8
 
 FILE = "sentencepiece.model"
 
-# Training sees lines spread evenly over the corpus, up to this many bytes: more changes the pieces little and costs minutes.
+# Training sees lines spread evenly over the corpus, up to about this many bytes: more changes the pieces little and costs minutes.
 TRAINING_BYTES = 10_000_000
 _LONGEST_LINE = 4000
 
@@ -120,10 +120,12 @@ class PieceTokenizer(Tokenizer):
 
 
 def _sample(lines: Iterable[bytes], total_bytes: int) -> Iterator[str]:
-    """Every n-th line, without its end, long ones in pieces: the trainer would skip those."""
+    """Every n-th piece of a line, without its end: short lines whole, long ones cut, which the trainer would skip."""
     stride = -(-total_bytes // TRAINING_BYTES)
-    for number, line in enumerate(lines):
-        line = line.rstrip(b"\n")
-        if number % stride == 0 and line:
-            text = utf8(line)
-            yield from (text[i : i + _LONGEST_LINE // 4] for i in range(0, len(text), _LONGEST_LINE // 4))
+    return itertools.islice(_line_pieces(lines), 0, None, stride)
+
+
+def _line_pieces(lines: Iterable[bytes]) -> Iterator[str]:
+    for line in lines:
+        text = utf8(line.rstrip(b"\n"))
+        yield from (text[i : i + _LONGEST_LINE // 4] for i in range(0, len(text), _LONGEST_LINE // 4))

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from armt_jax.data.errors import DataError
+from armt_jax.data.tokenizers import base
 from armt_jax.data.tokenizers.base import Tokenizer, utf8
 
 EOS, UNK = "<eos>", "<unk>"
@@ -31,6 +32,12 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, words: Iterable[str], where: str = "the vocabulary"):
         self._words = list(words)
+        for number, word in enumerate(self._words, 1):
+            if word.split() != [word]:
+                raise DataError(
+                    f"{where} holds {word!r} in line {number}, which is no word: every line must be one word without white space, also "
+                    "none at its ends (a line end of Windows counts as some)"
+                )
         self._ids = _Ids((word, i) for i, word in enumerate(self._words))
         for needed, meaning in ((UNK, "words outside the vocabulary"), (EOS, "line ends")):
             if needed not in self._ids:
@@ -38,12 +45,10 @@ class WordTokenizer(Tokenizer):
         if len(self._ids) < len(self._words):
             word, count = collections.Counter(self._words).most_common(1)[0]
             raise DataError(f"{where} lists {word!r} {count} times: list every word once")
-        if bad := [word for word in self._words if len(word.split()) != 1]:
-            raise DataError(f"{where} holds {bad[0]!r}, which is no word: every line must be one word without white space")
 
     @classmethod
     def train(cls, parts: Iterable[bytes], max_size: int | None = None) -> Self:
-        """The vocabulary of a text.
+        """The vocabulary of a text, but for words that encoding cuts (longer than `base.LONGEST_UNCUT`): they would never be given.
 
         Args:
             parts: of UTF-8 text; no word may lie across the end of a part.
@@ -53,6 +58,8 @@ class WordTokenizer(Tokenizer):
         for part in parts:
             counts.update(utf8(part).split())
         del counts[EOS]
+        for word in [word for word in counts if len(word.encode()) > base.LONGEST_UNCUT]:
+            del counts[word]
         # Sorting is stable and a Counter keeps the order of first appearance.
         words = [EOS] + [word for word, _ in sorted(counts.items(), key=lambda item: -item[1])]
         if max_size is not None and max_size < 3:
