@@ -3,7 +3,7 @@
     pip install -e '.[aot]'                                                libtpu, which compiles without a TPU
     python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=v5e:4x4 [--table=docs/results/aot.md]
 
-Prints bytes per chip, operations per step, and what chips exchange. Exit code 1: it does not fit the chip's memory, or the config is wrong.
+Prints bytes per chip, operations per step, and what chips exchange, of the largest stage of a curriculum. Exit code 1: it does not fit the chip's memory, or the config is wrong.
 No data is read: of a text, the config says enough.
 """
 
@@ -116,7 +116,8 @@ def abstract_batch(source, rows: int, sharding):
 
 
 def compile_step(raw: Mapping[str, Any], devices):
-    """(compiled training step, its config, mesh, abstract state, abstract batch) of the first stage of a plain config over `devices`."""
+    """(compiled training step, its config, mesh, abstract state, abstract batch) of a plain config over `devices`: of the stage with the most
+    tokens in a batch, whose model and task stand in the config returned."""
     import jax
 
     from armt_jax.config import resolve_without_data
@@ -125,15 +126,19 @@ def compile_step(raw: Mapping[str, Any], devices):
     from armt_jax.training.optimizer import make_optimizer
 
     config = resolve_without_data(raw)
-    mesh, stage = make_mesh(config.mesh, devices), config.train.stages[0]
-    optimizer, rows = make_optimizer(config.train.optimizer_of(stage), stage.steps), config.train.batch_of(stage)
-    carries = config.task.carries_state
+    mesh, train = make_mesh(config.mesh, devices), config.train
+    batches = [
+        abstract_batch(task, train.batch_of(stage), batch_sharding(mesh)) for task, stage in zip(config.tasks, train.stages, strict=True)
+    ]
+    largest = max(range(len(batches)), key=lambda i: batches[i].tokens_BxN.size)
+    config = dataclasses.replace(config, model=config.models[largest], task=config.tasks[largest])
+    batch, stage, carries = batches[largest], train.stages[largest], config.carries_memory(largest)
+    optimizer, rows = make_optimizer(train.optimizer_of(stage), stage.steps), train.batch_of(stage)
     state = steps.abstract_state(config.model, optimizer, mesh, rows if carries else None)
-    batch = abstract_batch(config.task, rows, batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     step = steps.make_train_step(
-        config.model, optimizer, mesh, num_answers=config.task.num_answers, accumulate=config.train.accumulate, carries=carries
+        config.model, optimizer, mesh, num_answers=config.task.num_answers, accumulate=train.accumulate, carries=carries
     )
     try:
         return step.lower(state, batch, key).compile(), config, mesh, state, batch

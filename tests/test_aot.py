@@ -20,7 +20,7 @@ RAW = {
     "memory": {"name": "armt", "num_memory_tokens": 1, "d_mem": 4, "value_std": 0.1},
     "recurrence": {"segment_length": 4, "schedule": "diagonal"},
     "data": {"dataset": "enwik8", "path": "/no/such/folder", "segments": 3, "resets_at": "documents"},
-    "train": {"batch_size": 2, "stages": ({"steps": 2},), "optimizer": {}},
+    "train": {"batch_size": 2, "stages": ({"steps": 2}, {"steps": 2, "batch_size": 4}, {"steps": 2}), "optimizer": {}},
 }
 FOUND = aot.Report(
     name="scale:x", topology="v5e:4x4", mesh="stage 4", chips=4, tokens=2**30, segments=5, arguments=6 * aot.GIB, temporaries=9 * aot.GIB,
@@ -30,7 +30,7 @@ FOUND = aot.Report(
 
 def test_the_training_step_compiles_without_its_text():
     compiled, config, mesh, state, batch = aot.compile_step(RAW, jax.devices()[:1])
-    assert state.carried is not None and batch.reset_BxS.shape == (2, 3) and mesh.size == 1
+    assert state.carried is not None and batch.reset_BxS.shape == (4, 3) and mesh.size == 1, "the largest stage"
     memory = compiled.memory_analysis()
     held = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
     assert held <= memory.argument_size_in_bytes < held + 10_000, "parameters, moments and carried memory, and a small batch"
