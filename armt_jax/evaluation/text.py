@@ -201,7 +201,8 @@ def write(rows: Sequence[Mapping[str, Any]], directory: Path, title: str) -> Non
 
 
 def write_curves(rows: Sequence[Mapping[str, Any]], directory: Path, title: str, key: str = "reading") -> None:
-    """by_segment and by_position as csv and png, one line a value of `key`; rows that share it differ in their seed."""
+    """by_segment and by_position as csv and png, one line a value of `key`; rows that share it differ in their seed. Where the rows have
+    no such curve, those of an earlier evaluation go."""
     for name in ("segment", "position"):
         shown = [each for each in rows if name == "position" or sum(n > 0 for n in each["tokens_by_segment"]) > 1]
         # Of a stream that goes on, the number within a row says nothing.
@@ -214,14 +215,17 @@ def write_curves(rows: Sequence[Mapping[str, Any]], directory: Path, title: str,
         ]
         if curve:
             report.write_curves(curve, directory / f"by_{name}", x=name, y="nats_per_token", title=title, label=key)
+        else:
+            for kind in ("csv", "png"):
+                (directory / f"by_{name}.{kind}").unlink(missing_ok=True)
 
 
 def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -> str:
     """What a terminal shows of the rows."""
     source = trained.config.task
     head = f"{trained.workdir.name}, checkpoint of step {trained.step}, {source.segments} segments of {source.segment_length} tokens"
-    files = "results.csv, results.jsonl, by_segment.png, by_position.png"
-    return f"{head}\n{source.corpus.open().report()}\n{table(rows)}\nresults: {directory}/{files}"
+    files = [name for name in ("results.csv", "results.jsonl", "by_segment.png", "by_position.png") if (directory / name).exists()]
+    return f"{head}\n{source.corpus.open().report()}\n{table(rows)}\nresults: {directory}/{', '.join(files)}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

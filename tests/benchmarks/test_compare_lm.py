@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import runpy
 import shlex
 import sys
 
@@ -74,6 +75,12 @@ def test_every_system_and_seed_is_run_once_by_commands_that_can_be_typed(compare
     assert (tmp_path / "by_segment.png").stat().st_size and (tmp_path / "by_position.csv").stat().st_size
     start(compare, monkeypatch, tmp_path, "--train.max_stage_steps=60")
     assert len(given) == 8, "nothing is run again"
+
+
+def test_the_default_size_is_a_variant_of_every_dataset_and_system(compare):
+    for dataset in compare.DATASETS:
+        variants = runpy.run_path(str(ROOT / "configs" / f"{dataset}.py"))["VARIANTS"]
+        assert {f"{system}-cpu" for system in compare.SYSTEMS} <= set(variants), dataset
 
 
 def test_a_stopped_comparison_goes_on(compare, monkeypatch, tmp_path):

@@ -182,8 +182,8 @@ def test_another_sweep_in_the_same_folder_loses_nothing(trained, tmp_path, evalu
     assert sorted(row["id"] for row in kept) == sorted(row["id"] for row in (*first, *second)), "each once"
 
 
-def test_rows_that_the_mesh_cannot_divide_are_evaluated_on_fewer_devices(trained, tmp_path, evaluations, monkeypatch):
-    """The mesh of each point is asked for before the first is evaluated."""
+def test_the_mesh_of_every_point_is_settled_before_the_first_is_evaluated(trained, tmp_path, evaluations, monkeypatch):
+    """So that rows which do not divide over it are known at once (tests/evaluation/test_text.py has the devices)."""
     asked, mesh_for = [], task.mesh_for
     monkeypatch.setattr(task, "mesh_for", lambda mesh, rows: asked.append((rows, list(evaluations.sizes))) or mesh_for(mesh, rows))
     sweeps.run_sweep(trained, [POINTS[0], POINTS[1] | {"evaluation.batch_size": 3}], tmp_path)

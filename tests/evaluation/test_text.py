@@ -193,8 +193,12 @@ def test_an_evaluation_leaves_tables_and_plots_and_is_not_done_twice(runs, tmp_p
     for row in rows:
         total = sum(a * b for a, b in zip(row["nats_by_position"], row["tokens_by_position"], strict=True))
         assert total == pytest.approx(row["nats_per_token"] * row["tokens"], rel=1e-6)
+    assert "by_segment.png" in sweeps.show(trained, rows, tmp_path)
     monkeypatch.setattr(text, "read", lambda *_: pytest.fail("read again"))
     assert sweeps.run_sweep(trained, points, tmp_path) == rows
+    stateful = sweeps.run_sweep(trained, points[:1], tmp_path)
+    assert not list(tmp_path.glob("by_segment.*")), "the number of a segment within a row says nothing of a stream that goes on"
+    assert "by_segment.png" not in sweeps.show(trained, stateful, tmp_path) and (tmp_path / "by_position.png").exists()
 
 
 def with_segments(trained, segments, **splits):
