@@ -3,7 +3,9 @@
     python eval.py --workdir=RUN [--sweep=configs/sweeps/x.py] [--out=DIR] [--checkpoint=best|last|STEP]
 
 Restores the best checkpoint, evaluates every point of the sweep (without one: the task it was trained on), prints a table and writes
-results.csv, results.jsonl and results.png to RUN/evaluation (or DIR). A stopped sweep goes on where it was.
+results.csv, results.jsonl and results.png to RUN/evaluation (or DIR). A stopped sweep goes on where it was. The files are those of the last
+evaluation; what DIR held of other points goes on in results.earlier.jsonl, and is not evaluated again when it is asked for.
+It runs on the run's mesh; where the devices here are others, or a point's rows do not divide over it, on as many as fit, and says so.
 
     [--share=I/N]  this is worker I (from 0) of N: points I, I+N, ... of the sweep. The worker that ends last writes the report of all.
     [--merge]      evaluate nothing, write the report of what the shares have found; an error while points are missing.
@@ -47,7 +49,7 @@ def run(argv):
     from armt_jax.evaluation import samples
     from armt_jax.evaluation import sweep as sweeps
     from armt_jax.evaluation.evaluate import load, run_config
-    from armt_jax.evaluation.shares import ALL, MERGE, Share
+    from armt_jax.evaluation.shares import ALL, EARLIER, MERGE, Share
     from armt_jax.parallel.processes import cluster_request, split_cpu
 
     if _MERGE.value and _SHARE.value:
@@ -75,6 +77,8 @@ def run(argv):
         )
         return
     print(sweeps.show(trained, rows, out))
+    if (out / EARLIER).exists():
+        print(f"other points and checkpoints: {out / EARLIER}")
     if _SAMPLES.value and isinstance(trained.config.task, TextSource):
         samples.write_samples(trained, out, count=_SAMPLES.value, new_tokens=_SAMPLE_TOKENS.value, temperature=_TEMPERATURE.value)
         print(f"continuations: {out}/samples.txt")

@@ -7,6 +7,8 @@ From the root of the repository. Each run is a process of its own, `python train
 printed, and stand in the results, so that every number can be had again. Started again, finished runs are not repeated and a broken one
 goes on from its checkpoint. Other arguments, --a.b=value, are overrides of the config for all runs.
 
+Every run has to be read in the same ways: readings of other names (windows of another length) are not put into one table or plot.
+
 Written to --out (default runs/compare-<dataset>-<size>): results.csv and results.jsonl (a row a run), table.md, by_segment and by_position
 (csv, png), and the runs, <system>-<seed>/. "memory off": the same parameters, with the memory emptied before every segment. temp MB is the
 compiled training step's peak temporary memory (XLA's memory analysis): no parameters, gradients or optimizer state. tokens/s is the median
@@ -85,6 +87,18 @@ def facts(workdir: Path, readings: list[dict]) -> dict:
         "best_step": on["step"], "steps": logged[-1]["step"], "tokens_per_s": statistics.median(each["tokens_per_s"] for each in logged),
         "data_wait": statistics.median(each["data_wait"] for each in logged), **compiled(workdir),
     }  # fmt: skip
+
+
+def require_alike(read: dict[str, list[dict]]) -> None:
+    """Exits where runs ({folder: readings}) were read in different ways. Memory off is read only where something is remembered."""
+    names = {folder: [each["reading"] for each in readings if "memory off" not in each["reading"]] for folder, readings in read.items()}
+    first = next(iter(names))
+    for folder, own in names.items():
+        if sorted(own) != sorted(names[first]):
+            sys.exit(
+                f"error: {folder} was read as {'; '.join(own)}, and {first} as {'; '.join(names[first])}: that is not one comparison. "
+                "Delete comparison.json and evaluation/ of the run to be read again, and start the same command"
+            )
 
 
 def compiled(workdir: Path) -> dict:
@@ -173,13 +187,15 @@ def main():
         for system in args.systems:
             rows.append(one_run(args, overrides, system, seed))
     rows.sort(key=lambda row: (args.systems.index(row["system"]), row["seed"]))
+    folders = {f"{row['system']}-{row['seed']}": row["system"] for row in rows}
+    read = {folder: report.read_results(args.out / folder / "evaluation" / "results.jsonl") for folder in folders}
+    require_alike(read)
     report.write_table(rows, rows, args.out)
-    curves = []
-    for row in rows:
-        readings = report.read_results(args.out / f"{row['system']}-{row['seed']}" / "evaluation" / "results.jsonl")
-        curves += [{**each, "system": row["system"]} for each in readings if each["reading"].startswith("from empty")]
+    readings = [{**each, "system": system} for folder, system in folders.items() for each in read[folder]]
+    curves = [each for each in readings if each["reading"].startswith("from empty")]
     on = [each for each in curves if "memory off" not in each["reading"]]
-    text.write_curves(on, args.out, f"{args.dataset}, {on[0]['reading']}", key="system")
+    if on:  # a split shorter than a segment holds no window
+        text.write_curves(on, args.out, f"{args.dataset}, {on[0]['reading']}", key="system")
     found = table(rows, args, overrides)
     (args.out / "table.md").write_text(found)
     print(f"\n{found}\nresults: {args.out}/table.md, results.csv, by_segment.png, by_position.png")

@@ -19,12 +19,18 @@ goes on from batch to batch, as in the published runs.
 
 Published, bits per character, segments of 128 (arXiv 2207.06881, tables and repository): no memory 1.402; Transformer-XL with a cache
 of 10, 20, 40, 75, 100, 200: 1.283, 1.261, 1.230, 1.196, 1.178, 1.140; RMT with 5, 10, 20 memory tokens and gradients through two
-earlier segments: 1.231, 1.228, 1.222. ARMT and the combinations have no published figure here.
-The other rows: --config.memory.cache_length=10, --config.memory.num_memory_tokens=5.
+earlier segments: 1.231, 1.228, 1.222. ARMT and the combinations have no published figure here. The rows of MemTransformer (memory tokens
+that nothing carries on) are left out.
+The other rows: --config.memory.cache_length=10, --config.memory.num_memory_tokens=5. By depth, the number of earlier segments that a
+gradient reaches at most: 3 as it stands (rows of 4 segments); 2: --config.data.segments=3 --config.train.batch_size=21;
+1: --config.recurrence.bptt_segments=2; 0: --config.recurrence.bptt_segments=1.
 
 What differs from the published runs: a row here has 4 segments, all of them weighed and the gradient running through them, and a quarter as
-many rows, where the published step weighs one segment and replays k earlier ones; RMT's mask is causal throughout; distances have no
-dropout of their own; in RMT and ARMT with a cache the gradient runs into the cache, too. ARMT has unit keys and a capped write gate.
+many rows, where the published step weighs one segment and replays k earlier ones (in the public code from the newest memory, not from that
+of k segments ago); RMT's first memory is M vectors drawn one by one at the scale of the embeddings, there M identical copies of one N(0, 1)
+vector; its mask is causal throughout; beside a cache the memory tokens see it, which they do not there; distances have no dropout of their
+own; in RMT and ARMT with a cache the gradient runs into the cache, too, and there is no auxiliary loss. ARMT has unit keys and a capped
+write gate.
 -cpu and -gpu: in every step a fifth of the rows starts with an empty memory (train.stages keep_memory), and ARMT's own parameters learn
 at a tenth of the rate. After 150 steps on the prefix (seed 0, of a decay over 400) no memory had 2.440 nats in validation, ARMT 2.392;
 without the slow rate 2.765; without both 4.103, though as good as no memory on training rows (2.319 against 2.308).

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/wikitext103_transformer_xl.py[:RECIPE] --config.data.path=DIR
 
-RECIPE: gpu (the default), 150 or 50. Everything is in configs/wikitext103.py: sizes, hardware, times, published figures.
+RECIPE: gpu (the default), cpu, 150 or 50. Everything is in configs/wikitext103.py: sizes, hardware, times, published figures.
 """
 
 import pathlib

@@ -190,9 +190,13 @@ def get_config():
     c.data = dict(dataset="text", path=config_dict.placeholder(str), tokenizer="bytes", segments=2, cache_dir={cache!r})
     c.train = dict(batch_size=2, log_every=2, validate_every=2, validation_batches=1, stages=[dict(steps=4)])
     c.evaluation = dict(batch_size=2, batches=config_dict.placeholder(int))
-    c.mesh = dict()
+    c.mesh = dict(cpu_devices=2)
     return c
 """
+
+
+# One row is the whole text under one memory; the config's two devices cannot share it.
+ONE_ROW = 'def get_sweep():\n    return [{"memory.cache_length": 6, "evaluation.batch_size": 1}]\n'
 
 
 @pytest.fixture
@@ -224,7 +228,15 @@ def test_a_text_is_trained_and_evaluated(text, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "stateful, memory off" in done.stdout and "bits_per_character" in done.stdout
     made = {path.name for path in (run / "evaluation").iterdir()}
-    assert {"results.csv", "results.jsonl", "by_segment.png", "by_position.png", "samples.txt"} <= made
+    assert made == {
+        "results.csv", "results.jsonl", "by_segment.csv", "by_segment.png", "by_position.csv", "by_position.png", "samples.txt"
+    }  # fmt: skip
+    first = (run / "evaluation" / "results.jsonl").read_text()
+    (tmp_path / "sweep.py").write_text(ONE_ROW)
+    done = start("eval.py", f"--workdir={run}", f"--data_path={moved}", f"--sweep={tmp_path / 'sweep.py'}", "--samples=0")
+    assert done.returncode == 0, done.stderr
+    assert "stateful, cache_length 6, batch_size 1" in done.stdout and "on 1 of 2 devices" in done.stderr
+    assert (run / "evaluation" / "results.earlier.jsonl").read_text() == first and "results.earlier.jsonl" in done.stdout
 
 
 IMPORT = """

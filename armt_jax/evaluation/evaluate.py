@@ -4,17 +4,22 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from absl import logging
+from jax.sharding import Mesh
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import Config, override, plain, resolve
 from armt_jax.data.babilong import BabilongBatches
 from armt_jax.model import ModelConfig
-from armt_jax.parallel.mesh import make_mesh
+from armt_jax.parallel.mesh import MeshConfig, make_mesh, process_rows
+from armt_jax.parallel.rules import shardings
 from armt_jax.recurrence.segments import num_segments
 from armt_jax.tasks import Batch, Task
 from armt_jax.training import step as steps
@@ -37,6 +42,12 @@ class Trained:
     def trained_to(self) -> int:
         """The largest task size it was trained on."""
         return max(task.size for task in self.config.tasks)
+
+    def on(self, mesh: Mesh) -> "Trained":
+        """The same run with its parameters on another mesh of this process's devices."""
+        if mesh == self.mesh:
+            return self
+        return dataclasses.replace(self, mesh=mesh, params=jax.device_put(self.params, shardings(self.params, mesh)))
 
 
 def run_config(workdir: Path, data_path: str | None = None, stories: str | None = None) -> dict[str, Any]:
@@ -61,7 +72,7 @@ def run_config(workdir: Path, data_path: str | None = None, stories: str | None 
 
 
 def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | None = None, stories: str | None = None) -> Trained:
-    """Restores a run's best (or "last", or a numbered) checkpoint. data_path, stories: as in `run_config`.
+    """Restores a run's best (or "last", or a numbered) checkpoint, on a mesh of the devices here. data_path, stories: as in `run_config`.
 
     Raises:
         WorkdirError: not a run's folder. CheckpointError: no usable checkpoint in it.
@@ -69,10 +80,49 @@ def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | N
     workdir = Path(workdir).absolute()
     raw = run_config(workdir, data_path, stories)
     config = resolve(raw)
-    mesh = make_mesh(config.mesh)
+    mesh = mesh_here(config)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(restore_target(config, raw, mesh), step=checkpoint)
     return Trained(workdir, raw, config, mesh, restored.state.params, restored.step)
+
+
+def mesh_here(config: Config) -> Mesh:
+    """The run's mesh; where that does not fit the devices here, as many of them as fit, all on `data`, and a warning.
+
+    Raises:
+        ValueError: it does not fit, and several processes share the devices.
+    """
+    # Rows that carry memory are part of a checkpoint, and lie on the mesh as a batch does.
+    carried = [config.train.batch_of(stage) for i, stage in enumerate(config.train.stages) if config.carries_memory(i)]
+    try:
+        mesh = make_mesh(config.mesh)
+        for rows in carried:
+            process_rows(rows, mesh)
+        return mesh
+    except ValueError as error:
+        return _data_mesh(jax.devices(), math.gcd(config.evaluation.batch_size, *carried), error)
+
+
+def mesh_for(mesh: Mesh, rows: int) -> Mesh:
+    """`mesh`, if batches of `rows` divide over it; else as many of its devices as fit, all on `data`, and a warning.
+
+    Raises:
+        ValueError: they do not divide, and several processes share the mesh.
+    """
+    try:
+        process_rows(rows, mesh)
+        return mesh
+    except ValueError as error:
+        return _data_mesh(list(mesh.devices.flat), rows, error)
+
+
+def _data_mesh(devices: Sequence[jax.Device], rows: int, reason: ValueError) -> Mesh:
+    """A mesh of copies of the model, over the most devices that `rows` divide over."""
+    if jax.process_count() > 1:
+        raise reason
+    count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+    logging.warning("%s. Evaluated with mesh data=%d, on %d of %d devices", reason, count, count, len(devices))
+    return make_mesh(MeshConfig(data=count), devices[:count])
 
 
 def identity(trained: Trained, point: Mapping[str, Any]) -> str:

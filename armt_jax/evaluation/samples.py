@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from armt_jax.evaluation.evaluate import Trained
@@ -12,6 +13,26 @@ from armt_jax.telemetry import jsonl
 from armt_jax.training import step as steps
 
 SHOWN = 400  # characters of a prompt
+
+
+def fitted(trained: Trained, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+    """(tokens of a prompt, tokens to follow), shortened to what the evaluated split holds, with a warning.
+
+    Raises:
+        ValueError: the split has no two tokens.
+    """
+    split = trained.config.evaluation.split
+    tokens = len(trained.config.task.text(split).ids_N)
+    if tokens < 2:
+        raise ValueError(f"split {split!r} has {tokens} tokens, and a continuation needs one before it and one to follow: use --samples=0")
+    new = min(new_tokens, max(tokens - prompt_tokens, tokens // 2))
+    prompt = min(prompt_tokens, tokens - new)
+    if (prompt, new) != (prompt_tokens, new_tokens):
+        logging.warning(
+            "continuations: a prompt of %d tokens and %d to follow need more than the %d tokens of split %r: written with %d and %d",
+            prompt_tokens, new_tokens, tokens, split, prompt, new,
+        )  # fmt: skip
+    return prompt, new
 
 
 def prompts(trained: Trained, count: int, prompt_tokens: int, after: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,10 +53,11 @@ def prompts(trained: Trained, count: int, prompt_tokens: int, after: int) -> tup
 def write_samples(trained: Trained, directory: Path, *, count: int, new_tokens: int, temperature: float) -> list[dict[str, str]]:
     """Writes samples.txt: after a row of text as in training, what the model writes and what the text says. Returns them.
 
-    The random numbers follow from the run's seed.
+    Both are shorter where the split is (`fitted`). The random numbers follow from the run's seed.
     """
     source = trained.config.task
-    given, truth = prompts(trained, count, source.row_length(source.segments), new_tokens)
+    prompt_tokens, new_tokens = fitted(trained, source.row_length(source.segments), new_tokens)
+    given, truth = prompts(trained, count, prompt_tokens, new_tokens)
     model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
     key = jax.random.key(trained.config.seed)
     out = generate(model, given, max_new_tokens=new_tokens, sampling=Sampling(temperature=temperature), key=key)

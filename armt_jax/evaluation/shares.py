@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 
 from armt_jax.evaluation import report
 from armt_jax.parallel.processes import gather_text, is_main
+from armt_jax.telemetry import jsonl
 
 T = TypeVar("T")
+
+EARLIER = "results.earlier.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,11 @@ ALL, MERGE = Share(), Merge()
 
 
 class Results:
-    """The results in a folder by identity, whichever share they were evaluated in."""
+    """The results in a folder by identity, whichever share they were evaluated in.
+
+    results.jsonl ends as those of the last evaluation alone. What it held of other points or another checkpoint goes on in
+    results.earlier.jsonl, so that nothing is lost, or evaluated again when it is asked for again.
+    """
 
     def __init__(self, directory: Path, share: Share):
         self.directory, self.share = directory, share
@@ -62,7 +69,7 @@ class Results:
         """As process 0 sees them: all processes of a job must leave out the same points."""
         rows = []
         if is_main():
-            paths = [self.directory / "results.jsonl", *sorted(self.directory.glob("results.share-*-of-*.jsonl"))]
+            paths = [self.directory / EARLIER, self.directory / "results.jsonl", *sorted(self.directory.glob("results.share-*-of-*.jsonl"))]
             rows = [row for path in paths if path.exists() for row in report.read_results(path)]
         return {row["id"]: row for row in json.loads(gather_text(json.dumps(rows))[0])}
 
@@ -72,7 +79,7 @@ class Results:
             report.append_result(row, self.directory / self.share.file)
 
     def complete(self, names: Sequence[str]) -> list[dict[str, Any]] | None:
-        """The rows of these identities in order; None while other shares have not finished theirs.
+        """The rows of these identities in order, with all others set aside; None while other shares have not finished theirs.
 
         Raises:
             ValueError: MERGE, and some are missing.
@@ -84,4 +91,16 @@ class Results:
                 f"{len(missing)} of the {len(names)} points of the sweep are not in {self.directory} (numbers {missing[:8]} from 0, of "
                 "this sweep and checkpoint): start their shares again, or evaluate them here by leaving --merge out"
             )
-        return None if missing else [self.done[name] for name in names]
+        if missing:
+            return None
+        if is_main():
+            self._set_aside(names)
+        return [self.done[name] for name in names]
+
+    def _set_aside(self, names: Sequence[str]) -> None:
+        """Copies the rows of results.jsonl that are none of these to the earlier ones."""
+        held, earlier = (report.read_results(p) if p.exists() else [] for p in (self.directory / "results.jsonl", self.directory / EARLIER))
+        others = [row for row in held if row["id"] not in names]
+        if others:
+            rows = {row["id"]: row for row in (*earlier, *others)}
+            jsonl.replace_lines(self.directory / EARLIER, rows.values())

@@ -7,7 +7,7 @@ from typing import Any
 
 from armt_jax.config import override, resolve
 from armt_jax.evaluation import report
-from armt_jax.evaluation.evaluate import Trained, evaluate, identity
+from armt_jax.evaluation.evaluate import Trained, evaluate, identity, mesh_for
 from armt_jax.evaluation.shares import ALL, Results, Share
 from armt_jax.parallel.processes import is_main
 from armt_jax.telemetry.progress import Progress
@@ -25,14 +25,16 @@ def run(
         repeated = next(size for size in sizes if sizes.count(size) > 1)
         name = trained.config.task.size_name
         raise ValueError(f"two points of the sweep have {name} = {repeated}, and one curve has one value per size: make two sweeps of it")
+    meshes = {rows: mesh_for(trained.mesh, rows) for rows in sorted({config.evaluation.batch_size for _, config, _ in planned})}
     results, mine = Results(directory, share), share.of(planned)
     progress = Progress(len(mine), "point", enabled=is_main())
     for i, (point, config, name) in enumerate(mine):
         if name not in results.done:
             settings = config.evaluation
             found = evaluate(
-                trained, config.model, config.task, batch_size=settings.batch_size, batches=settings.batches, memory=settings.memory
-            )
+                trained.on(meshes[settings.batch_size]), config.model, config.task, batch_size=settings.batch_size,
+                batches=settings.batches, memory=settings.memory,
+            )  # fmt: skip
             size = {config.task.size_name: config.task.size}
             facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
             results.add({"label": label, **size, **found, **facts})

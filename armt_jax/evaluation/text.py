@@ -23,10 +23,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from armt_jax.config import CORPUS_FIELDS, Config, override, resolve, stream_fields
-from armt_jax.data import STREAMS, ContiguousStreams, check_fingerprint, text_metrics
+from armt_jax.data import STREAMS, ContiguousStreams, DataError, check_fingerprint, text_metrics
 from armt_jax.data.metrics import PUBLISHED_AS
 from armt_jax.evaluation import report
-from armt_jax.evaluation.evaluate import MEMORY, Trained, identity
+from armt_jax.evaluation.evaluate import MEMORY, Trained, identity, mesh_for
 from armt_jax.evaluation.shares import ALL, Results, Share
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import put_batch, replicated, sum_over_data
@@ -97,19 +97,27 @@ def point_config(raw: Mapping[str, Any], point: Mapping[str, Any]) -> Config:
     return resolve({**changed, "data": data})
 
 
+# A window of the default readings has at least so many segments.
+LEAST_SEGMENTS = 8
+
+
 def default_points(trained: Trained) -> list[dict[str, Any]]:
-    """The readings of a run that names no sweep: stateful, from an empty memory over twice the trained row, sliding by half of it."""
+    """The readings of a run that names no sweep: stateful, from an empty memory over 2 n segments, and sliding over n by half of it.
+
+    n is the trained row, at least 8: systems that train on single segments are read as the others are. The split may hold fewer.
+    """
     source = trained.config.task
-    twice, row = 2 * source.segments, source.row_length(source.segments)
-    readings = [
-        {"data.stream": "contiguous"},
-        {"data.stream": "windows", "data.segments": twice, "data.stride": 2 * row},
-        {"data.stream": "windows", "data.segments": source.segments, "data.stride": max(1, row // 2)},
-    ]
-    if not carry.remembers(trained.config.model):
-        return readings
-    off = [{**point, "evaluation.memory": "off"} for point in readings[:2]]
-    return [readings[0], off[0], readings[1], off[1], readings[2]]
+    T, held = source.segment_length, source.num_targets(trained.config.evaluation.split) // source.segment_length
+    n = max(LEAST_SEGMENTS, source.segments)
+    empty, slid = min(2 * n, held), min(n, held)
+    readings = [{"data.stream": "contiguous"}]
+    if held:
+        readings.append({"data.stream": "windows", "data.segments": empty, "data.stride": empty * T})
+    if carry.remembers(trained.config.model):
+        readings = [{**point, **memory} for point in readings for memory in ({}, {"evaluation.memory": "off"})]
+    if held:
+        readings.append({"data.stream": "windows", "data.segments": slid, "data.stride": max(1, slid * T // 2)})
+    return readings
 
 
 def describe(config: Config, point: Mapping[str, Any]) -> str:
@@ -153,13 +161,13 @@ def run(
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
     planned = [(dict(point), point_config(trained.raw, point), identity(trained, point)) for point in points]
     for point, config, _ in planned:
-        check_fingerprint(config.task.fingerprint, trained.config.task.fingerprint, f"the data of the point {point}")
-        config.task.text(config.evaluation.split)  # a split that was left out is known before anything is read
+        check_point(trained, point, config)
+    meshes = {rows: mesh_for(trained.mesh, rows) for rows in sorted({config.evaluation.batch_size for _, config, _ in planned})}
     results, mine = Results(directory, share), share.of(planned)
     progress = Progress(len(mine), "reading", enabled=is_main())
     for i, (point, config, name) in enumerate(mine):
         if name not in results.done:
-            found = row(trained, config, point, read(trained, config))
+            found = row(trained, config, point, read(trained.on(meshes[config.evaluation.batch_size]), config))
             facts = {"seed": config.seed, "step": trained.step, "overrides": json.dumps(point), "id": name}
             results.add({"label": label, **found, **facts})
         progress.update(i + 1, reading=results.done[name]["reading"], nats_per_token=results.done[name]["nats_per_token"])
@@ -170,6 +178,22 @@ def run(
     return rows
 
 
+def check_point(trained: Trained, point: Mapping[str, Any], config: Config) -> None:
+    """Whether a point can be read, before any is.
+
+    Raises:
+        DataError: other data than in training, a split that was left out, or one shorter than a window.
+    """
+    source, settings = config.task, config.evaluation
+    check_fingerprint(source.fingerprint, trained.config.task.fingerprint, f"the data of the point {point}")
+    try:
+        steps_there = source.num_steps(settings.batch_size, settings.split)
+    except DataError as error:
+        raise DataError(f"the point {point}: {error}") from error
+    if not steps_there:
+        raise DataError(f"the point {point}: split {settings.split!r} has no token to predict: evaluate another split")
+
+
 def write(rows: Sequence[Mapping[str, Any]], directory: Path, title: str) -> None:
     """results.csv and results.jsonl, and the curves."""
     report.write_table([{k: v for k, v in each.items() if not isinstance(v, list)} for each in rows], rows, directory)
@@ -177,7 +201,8 @@ def write(rows: Sequence[Mapping[str, Any]], directory: Path, title: str) -> Non
 
 
 def write_curves(rows: Sequence[Mapping[str, Any]], directory: Path, title: str, key: str = "reading") -> None:
-    """by_segment and by_position as csv and png, one line a value of `key`; rows that share it differ in their seed."""
+    """by_segment and by_position as csv and png, one line a value of `key`; rows that share it differ in their seed. Where the rows have
+    no such curve, those of an earlier evaluation go."""
     for name in ("segment", "position"):
         shown = [each for each in rows if name == "position" or sum(n > 0 for n in each["tokens_by_segment"]) > 1]
         # Of a stream that goes on, the number within a row says nothing.
@@ -190,14 +215,17 @@ def write_curves(rows: Sequence[Mapping[str, Any]], directory: Path, title: str,
         ]
         if curve:
             report.write_curves(curve, directory / f"by_{name}", x=name, y="nats_per_token", title=title, label=key)
+        else:
+            for kind in ("csv", "png"):
+                (directory / f"by_{name}.{kind}").unlink(missing_ok=True)
 
 
 def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -> str:
     """What a terminal shows of the rows."""
     source = trained.config.task
     head = f"{trained.workdir.name}, checkpoint of step {trained.step}, {source.segments} segments of {source.segment_length} tokens"
-    files = "results.csv, results.jsonl, by_segment.png, by_position.png"
-    return f"{head}\n{source.corpus.open().report()}\n{table(rows)}\nresults: {directory}/{files}"
+    files = [name for name in ("results.csv", "results.jsonl", "by_segment.png", "by_position.png") if (directory / name).exists()]
+    return f"{head}\n{source.corpus.open().report()}\n{table(rows)}\nresults: {directory}/{', '.join(files)}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import re
+import runpy
 import shlex
 import sys
 
@@ -75,6 +77,12 @@ def test_every_system_and_seed_is_run_once_by_commands_that_can_be_typed(compare
     assert len(given) == 8, "nothing is run again"
 
 
+def test_the_default_size_is_a_variant_of_every_dataset_and_system(compare):
+    for dataset in compare.DATASETS:
+        variants = runpy.run_path(str(ROOT / "configs" / f"{dataset}.py"))["VARIANTS"]
+        assert {f"{system}-cpu" for system in compare.SYSTEMS} <= set(variants), dataset
+
+
 def test_a_stopped_comparison_goes_on(compare, monkeypatch, tmp_path):
     given = fake_runs(compare, monkeypatch, fail_at=4)
     with pytest.raises(KeyboardInterrupt):
@@ -88,6 +96,26 @@ def test_runs_of_another_comparison_are_not_taken_for_these(compare, monkeypatch
     start(compare, monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match="holds another run"):
         start(compare, monkeypatch, tmp_path, "--train.max_stage_steps=60")
+
+
+@pytest.mark.parametrize("other", ["from empty, 2 segments", "sliding, 8 + 8"])
+def test_runs_that_were_read_in_other_windows_are_not_compared(compare, monkeypatch, tmp_path, other):
+    fake_runs(compare, monkeypatch)
+    start(compare, monkeypatch, tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    results = tmp_path / "armt-1" / "evaluation" / "results.jsonl"
+    kind = other.partition(",")[0]
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    changed = [{**row, "reading": other} if row["reading"].startswith(kind) else row for row in rows]
+    results.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    (tmp_path / "table.md").unlink()
+    with pytest.raises(SystemExit, match=f"armt-1 was read as .*{re.escape(other)}.*none-0 as stateful.*not one comparison"):
+        start(compare, monkeypatch, tmp_path)
+    assert not (tmp_path / "table.md").exists()
+    given = fake_runs(compare, monkeypatch)
+    (tmp_path / "armt-1" / "comparison.json").unlink()
+    start(compare, monkeypatch, tmp_path)
+    assert [words[1] for words in given] == ["train.py", "eval.py"] and (tmp_path / "table.md").read_text() == table
 
 
 def test_the_verdict_wants_more_than_twice_the_larger_deviation(compare):

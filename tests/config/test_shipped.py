@@ -5,12 +5,16 @@ import pathlib
 import random
 import re
 
+import jax
 import pytest
 
-from armt_jax.config import override, plain, resolve
+from armt_jax.config import override, plain, resolve, resolve_memory
 from armt_jax.data.tokenizers import GPT2Tokenizer
 from armt_jax.data.tokenizers.gpt2 import byte_symbols
 from armt_jax.evaluation.sweep import CHANGEABLE, read_sweep
+from armt_jax.parallel.mesh import make_mesh
+from armt_jax.training import step as steps
+from armt_jax.training.optimizer import make_optimizer
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -75,6 +79,69 @@ def test_every_config_resolves(path, variant, corpora):
     if variant is not None:
         with pytest.raises(ValueError, match="no-such-variant"):
             module.get_config("no-such-variant")
+
+
+@pytest.mark.parametrize("name", ["enwik8", "wikitext2", "wikitext103"])
+def test_an_associative_memory_that_goes_on_through_a_text_cannot_overshoot(name):
+    """ARMT.beta_max: unit keys, and a segment's tokens together replace at most twice the error."""
+    module, carried = load(CONFIGS / f"{name}.py"), 0
+    for variant in module.VARIANTS:
+        config = plain(module.get_config(variant))
+        if variant.startswith("armt") and config["data"]["stream"] == "contiguous":
+            memory = resolve_memory(config["memory"])
+            assert memory.key_norm == "l2" and memory.num_memory_tokens * memory.beta_max <= 2, variant
+            carried += 1
+    assert carried >= 4
+
+
+SHALLOWER = [{"data.segments": 3, "train.batch_size": 20}, {"recurrence.bptt_segments": 2}, {"recurrence.bptt_segments": 1}]
+
+
+@pytest.mark.parametrize(("name", "variant"), [("wikitext103", "rmt-150"), ("wikitext103", "rmt-50"), ("enwik8", "rmt-published")])
+def test_the_published_depths_are_overrides(name, variant, corpora):
+    module = load(CONFIGS / f"{name}.py")
+    for changes in SHALLOWER:
+        assert all(f"--config.{key}={value}" in module.__doc__ for key, value in changes.items() if key != "train.batch_size")
+        config = resolve(override(shipped(module, variant, corpora), changes))
+        assert (config.model.recurrence.bptt_segments or config.task.segments) < module.get_config(variant).data.segments
+
+
+def test_the_published_windows_start_from_a_checkpoint_if_one_is_named(corpora):
+    module = load(CONFIGS / "wikitext103.py")
+    for system in ("none", "rmt", "armt"):
+        config = shipped(module, f"{system}-128x8", corpora)
+        assert resolve(config).init.path is None
+        assert resolve(override(config, {"init.path": "gpt2"})).init.path == "gpt2"
+        if system != "none":
+            assert resolve(config).model.memory.positions == "table"
+
+
+# Small layers and few words, and all else of a recipe as it is: its memory, optimizer, gradient and segments.
+LAYERS = {"backbone.num_layers": 2, "backbone.width": 64, "backbone.num_heads": 2, "backbone.mlp_width": 16}
+WORDS = {"backbone.vocab_size": 300, "backbone.cutoffs": [20, 40, 100]}
+TRACED = [
+    "wikitext103:armt-150", "wikitext103:transformer_xl-150", "wikitext103:armt_xl-gpu", "wikitext103:armt-128x8", "enwik8:armt-published",
+    "enwik8:transformer_xl-published",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", TRACED)
+def test_a_recipe_has_a_training_step(recipe, corpora):
+    """Traced, not compiled: all shapes and dtypes fit together, and the state that comes out is one that goes in."""
+    name, _, variant = recipe.partition(":")
+    raw = shipped(load(CONFIGS / f"{name}.py"), variant, corpora)
+    words = WORDS if raw["data"]["tokenizer"] == "words" else {"backbone.vocab_size": 300}
+    config = resolve(override(raw, LAYERS | words | {"train.batch_size": 2, "mesh": {"data": 1}}))
+    model, source, stage, carries = config.models[0], config.tasks[0], config.train.stages[0], config.carries_memory(0)
+    assert carries == (raw["data"]["stream"] == "contiguous")
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    optimizer = make_optimizer(config.train.optimizer_of(stage), stage.steps)
+    state = steps.abstract_state(model, optimizer, mesh, 2 if carries else None)
+    step = steps.make_train_step(model, optimizer, mesh, num_answers=0, accumulate=1, carries=carries)
+    after, metrics = jax.eval_shape(step, state, source.batch(0, 0, 2), jax.random.key(0))
+    shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    assert shapes(after) == shapes(state) and jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics.loss.shape == () and metrics.loss.dtype == "float32"
 
 
 def test_the_docstring_of_a_config_gives_its_command():

@@ -169,6 +169,27 @@ def test_a_point_more_costs_one_evaluation(trained, tmp_path, evaluations):
     assert evaluations.sizes == [2, 4, 3] and len(rows) == 3
 
 
+def test_another_sweep_in_the_same_folder_loses_nothing(trained, tmp_path, evaluations):
+    first = sweeps.run_sweep(trained, POINTS[:2], tmp_path)
+    assert not (tmp_path / "results.earlier.jsonl").exists()
+    others = [{"task.pairs": 2, "evaluation.batches": 1}, *POINTS[2:]]
+    second = sweeps.run_sweep(trained, others, tmp_path)
+    assert report.read_results(tmp_path / "results.jsonl") == second, "readers of the results find one evaluation"
+    assert report.read_results(tmp_path / "results.earlier.jsonl") == first
+    assert sweeps.run_sweep(trained, POINTS[:2], tmp_path) == first == report.read_results(tmp_path / "results.jsonl")
+    assert sweeps.run_sweep(trained, others, tmp_path) == second and evaluations.sizes == [2, 4, 2, 3], "nothing is evaluated again"
+    kept = report.read_results(tmp_path / "results.earlier.jsonl")
+    assert sorted(row["id"] for row in kept) == sorted(row["id"] for row in (*first, *second)), "each once"
+
+
+def test_the_mesh_of_every_point_is_settled_before_the_first_is_evaluated(trained, tmp_path, evaluations, monkeypatch):
+    """So that rows which do not divide over it are known at once (tests/evaluation/test_text.py has the devices)."""
+    asked, mesh_for = [], task.mesh_for
+    monkeypatch.setattr(task, "mesh_for", lambda mesh, rows: asked.append((rows, list(evaluations.sizes))) or mesh_for(mesh, rows))
+    sweeps.run_sweep(trained, [POINTS[0], POINTS[1] | {"evaluation.batch_size": 3}], tmp_path)
+    assert asked == [(3, []), (4, [])] and evaluations.sizes == [2, 4]
+
+
 def test_another_checkpoint_has_other_results(tmp_path, evaluations):
     workdir = write_checkpoints(tmp_path / "run", CONFIG, {4: 0.1})
     sweeps.run_sweep(load(workdir), POINTS, tmp_path / "out")

@@ -1,8 +1,14 @@
 """Readings of a text: every target once, by segment and by position; memory on and off; what is done is not done again."""
 
 import csv
+import dataclasses
 import json
+import os
+import pathlib
 import random
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,7 +20,7 @@ from armt_jax.config import override, resolve
 from armt_jax.data import text_metrics
 from armt_jax.evaluation import samples, text
 from armt_jax.evaluation import sweep as sweeps
-from armt_jax.evaluation.evaluate import load
+from armt_jax.evaluation.evaluate import load, mesh_here
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.training import carried as carry
 from armt_jax.training import step as steps
@@ -22,6 +28,7 @@ from armt_jax.training.optimizer import make_optimizer
 from armt_jax.training.step import TrainState
 from armt_jax.training.workdir import claim
 
+ROOT = pathlib.Path(__file__).parents[2]
 T, S = 4, 3
 BACKBONE = {"name": "transformer_xl", "vocab_size": 256, "num_layers": 2, "width": 16, "num_heads": 2, "kernel_std": None}
 MEMORIES = {
@@ -174,7 +181,8 @@ def test_an_evaluation_leaves_tables_and_plots_and_is_not_done_twice(runs, tmp_p
     points = text.default_points(trained)
     rows = sweeps.run_sweep(trained, points, tmp_path)
     names = [row["reading"] for row in rows]
-    assert names == ["stateful", "stateful, memory off", "from empty, 6 segments", "from empty, 6 segments, memory off", "sliding, 6 + 6"]
+    empty = "from empty, 16 segments"
+    assert names == ["stateful", "stateful, memory off", empty, f"{empty}, memory off", "sliding, 16 + 16"]
     assert {row["label"] for row in rows} == {"transformer_xl"} and all(row["step"] == 8 for row in rows)
     made = sorted(path.name for path in tmp_path.iterdir())
     assert made == ["by_position.csv", "by_position.png", "by_segment.csv", "by_segment.png", "results.csv", "results.jsonl"]
@@ -185,8 +193,40 @@ def test_an_evaluation_leaves_tables_and_plots_and_is_not_done_twice(runs, tmp_p
     for row in rows:
         total = sum(a * b for a, b in zip(row["nats_by_position"], row["tokens_by_position"], strict=True))
         assert total == pytest.approx(row["nats_per_token"] * row["tokens"], rel=1e-6)
+    assert "by_segment.png" in sweeps.show(trained, rows, tmp_path)
     monkeypatch.setattr(text, "read", lambda *_: pytest.fail("read again"))
     assert sweeps.run_sweep(trained, points, tmp_path) == rows
+    stateful = sweeps.run_sweep(trained, points[:1], tmp_path)
+    assert not list(tmp_path.glob("by_segment.*")), "the number of a segment within a row says nothing of a stream that goes on"
+    assert "by_segment.png" not in sweeps.show(trained, stateful, tmp_path) and (tmp_path / "by_position.png").exists()
+
+
+def with_segments(trained, segments, **splits):
+    """The run as if it had been trained on rows of so many segments."""
+    raw = override(trained.raw, {"data.segments": segments, **{f"evaluation.{name}": value for name, value in splits.items()}})
+    return dataclasses.replace(trained, raw=raw, config=resolve(raw))
+
+
+def test_the_default_readings_are_those_of_every_system(runs):
+    """The rows that a system trains on are its own: single segments, or several with a gradient between them."""
+
+    def names(trained):
+        configs = [(text.point_config(trained.raw, point), point) for point in text.default_points(trained)]
+        assert all(config.task.num_steps(3, config.evaluation.split) for config, _ in configs)
+        return [name for name in (text.describe(*each) for each in configs) if "memory off" not in name]
+
+    same = ["stateful", "from empty, 16 segments", "sliding, 16 + 16"]
+    assert names(with_segments(runs["none"], 1)) == names(with_segments(runs["armt_xl"], 4)) == names(runs["rmt"]) == same
+    assert names(with_segments(runs["rmt"], 10)) == ["stateful", "from empty, 20 segments", "sliding, 20 + 20"]
+    # 123 targets are 30 segments of 4 and a rest.
+    assert names(with_segments(runs["rmt"], 20)) == ["stateful", "from empty, 30 segments", "sliding, 40 + 40"]
+    assert names(with_segments(runs["rmt"], 35)) == ["stateful", "from empty, 30 segments", "sliding, 60 + 60"]
+
+
+def test_a_split_shorter_than_a_segment_is_read_as_it_is(runs):
+    raw = override(runs["rmt"].raw, {"recurrence.segment_length": 130, "data.segments": 1})
+    trained = dataclasses.replace(runs["rmt"], raw=raw, config=resolve(raw))
+    assert text.default_points(trained) == [{"data.stream": "contiguous"}, {"data.stream": "contiguous", "evaluation.memory": "off"}]
 
 
 def test_a_stopped_evaluation_goes_on(runs, tmp_path, monkeypatch):
@@ -216,6 +256,8 @@ def test_what_cannot_be_evaluated_is_said_before_anything_runs(runs, tmp_path, m
         sweeps.run_sweep(trained, [{}, WINDOWS | {"data.strides": 3}], tmp_path)
     with pytest.raises(ValueError, match=r"data\.stride belongs to data\.stream = 'windows'"):
         sweeps.run_sweep(trained, [{}, {"data.stride": 3}], tmp_path)
+    with pytest.raises(ValueError, match=r"the point \{'data.stream': 'windows', 'data.segments': 31\}: split 'test' has 123 targets"):
+        sweeps.run_sweep(trained, [{}, WINDOWS | {"data.segments": 31}], tmp_path)
 
 
 def test_samples_continue_the_test_split(runs, tmp_path):
@@ -227,7 +269,65 @@ def test_samples_continue_the_test_split(runs, tmp_path):
     for sample in found:
         assert sample["prompt"] + sample["text"] in whole and len(sample["prompt"]) == S * T and len(sample["text"]) == 9
     with pytest.raises(ValueError, match="more than the 124 tokens"):
-        samples.write_samples(trained, tmp_path, count=1, new_tokens=500, temperature=0.0)
+        samples.prompts(trained, 1, S * T, 500)
+
+
+def test_samples_are_as_long_as_the_split_allows(runs, tmp_path, caplog):
+    trained = runs["none"]
+    assert samples.fitted(trained, 12, 112) == (12, 112) and not caplog.text
+    assert samples.fitted(trained, 12, 500) == (12, 112)
+    assert "prompt of 12 tokens and 500 to follow need more than the 124 tokens of split 'test': written with 12 and 112" in caplog.text
+    assert samples.fitted(trained, 100, 60) == (64, 60) and samples.fitted(trained, 200, 300) == (62, 62)
+    (found,) = samples.write_samples(trained, tmp_path, count=1, new_tokens=500, temperature=0.0)
+    assert len(found["text"]) == 112
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_more_devices_than_are_here(runs, tmp_path, caplog, monkeypatch):
+    trained = runs["rmt"]
+    shutil.copytree(trained.workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(override(trained.raw, {"mesh": {"data": 2, "tensor": 4}})))
+    found = load(tmp_path / "run")
+    assert dict(found.mesh.shape) == {"data": 1, "stage": 1, "fsdp": 1, "tensor": 1}
+    assert "data=2 * stage=1 * fsdp=1 * tensor=4 needs 8 devices" in caplog.text and "on 1 of 1 devices" in caplog.text
+    config = text.point_config(found.raw, {})
+    np.testing.assert_array_equal(text.read(found, config).loss_SxT, text.read(trained, trained.config).loss_SxT)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="needs 8 devices"):  # fewer devices would leave a process without any
+        mesh_here(found.config)
+
+
+ON_FOUR_DEVICES = """
+import pathlib, sys
+import jax
+from armt_jax.evaluation import sweep as sweeps
+from armt_jax.evaluation.evaluate import load, mesh_for
+from armt_jax.parallel.mesh import MeshConfig, make_mesh
+
+trained = load(sys.argv[1])  # of eight devices, with eight rows to evaluate and four whose memory is in the checkpoint
+assert trained.mesh.shape["data"] == trained.mesh.size == 4
+assert [mesh_for(trained.mesh, n).size for n in (1, 2, 3, 4, 6)] == [1, 2, 3, 4, 3]
+split = make_mesh(MeshConfig(fsdp=2, tensor=2))
+assert mesh_for(split, 2) is split and mesh_for(split, 9).shape["data"] == mesh_for(split, 9).size == 3
+rows = sweeps.run_sweep(trained, [{"evaluation.batch_size": n} for n in (1, 3, 4)], pathlib.Path(sys.argv[2]))
+print(*(row["nats_per_token"] for row in rows))
+"""
+
+
+def test_rows_that_do_not_divide_are_read_on_fewer_devices(runs, tmp_path):
+    trained = runs["rmt"]
+    shutil.copytree(trained.workdir, tmp_path / "run")
+    changed = override(trained.raw, {"mesh": {"data": 4, "tensor": 2}, "evaluation.batch_size": 8})
+    (tmp_path / "run" / "config.json").write_text(json.dumps(changed))
+    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
+    command = [sys.executable, "-c", ON_FOUR_DEVICES, str(tmp_path / "run"), str(tmp_path / "out")]
+    done = subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "does not divide over mesh axes data=4 * fsdp=1" in done.stderr and "on 1 of 4 devices" in done.stderr
+    here = [row["nats_per_token"] for row in sweeps.run_sweep(trained, [{"evaluation.batch_size": n} for n in (1, 3, 4)], tmp_path)]
+    np.testing.assert_allclose([float(n) for n in done.stdout.split()], here, rtol=1e-5)
 
 
 def test_a_text_that_has_moved(runs, corpus, tmp_path):
