@@ -3,8 +3,8 @@
     pip install -e '.[aot]'                                                libtpu, which compiles without a TPU
     python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=v5e:4x4 [--table=docs/results/aot.md]
 
-Prints bytes per chip, operations per step, and what chips exchange, of the largest stage of a curriculum. Exit code 1: it does not fit the chip's memory, or the config is wrong.
-No data is read: of a text, the config says enough.
+Prints bytes per chip, operations per step, and what chips exchange; of a curriculum, those of the stage with the largest batches. Exit code
+1: it does not fit the chip's memory, or the config is wrong. No data is read: of a text, the config says enough.
 """
 
 import dataclasses
@@ -116,8 +116,10 @@ def abstract_batch(source, rows: int, sharding):
 
 
 def compile_step(raw: Mapping[str, Any], devices):
-    """(compiled training step, its config, mesh, abstract state, abstract batch) of a plain config over `devices`: of the stage with the most
-    tokens in a batch, whose model and task stand in the config returned."""
+    """(compiled training step, its config, mesh, abstract state, abstract batch) of a plain config over `devices`.
+
+    It is that of the stage with the most tokens in a batch, whose model and task stand in the config returned.
+    """
     import jax
 
     from armt_jax.config import resolve_without_data
