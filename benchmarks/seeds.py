@@ -8,7 +8,8 @@ printed. Started again, finished runs are not repeated and a broken one goes on 
 overrides of the config for all runs.
 
 Written to --out (default runs/seeds-<config>): results.csv, results.jsonl (a row a size and seed), results.png, table.md, and the runs
-under their seeds.
+under their seeds. Of runs on BABILong (--sweep=configs/sweeps/babilong_lengths.py) the files are those of its own report: rows of a task
+and length, published figures beside them, heatmap.png.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from armt_jax.evaluation import report, task  # noqa: E402
+from armt_jax.data.babilong import BabilongBatches  # noqa: E402
+from armt_jax.evaluation import babilong_report, report, task  # noqa: E402
 from armt_jax.evaluation.seeds import mean_text  # noqa: E402
 from armt_jax.telemetry import jsonl  # noqa: E402
 from benchmarks.commands import command, config_overrides, execute, require_root  # noqa: E402
@@ -68,7 +70,24 @@ def table(runs: list[dict], x: str) -> str:
     for i, run in enumerate(runs):
         lines.append(f"| {run['rows'][0]['seed']} | " + " | ".join(f"{values[size][i]:.3f}" for size in sizes) + " |")
     lines.append("| mean ± deviation | " + " | ".join(mean_text(values[size]) for size in sizes) + " |")
-    return "\n".join(["Commands of the first run:", "", f"    {runs[0]['train']}", f"    {runs[0]['evaluate']}", "", *lines, ""])
+    return first_commands(runs) + "\n".join([*lines, ""])
+
+
+def first_commands(runs: list[dict]) -> str:
+    return f"Commands of the first run:\n\n    {runs[0]['train']}\n    {runs[0]['evaluate']}\n\n"
+
+
+def write(runs: list[dict], out: Path, trained) -> str:
+    """Tables and plots of all runs, as their task has them; returns what a terminal shows."""
+    rows, source = [row for run in runs for row in run["rows"]], trained.config.task
+    if isinstance(source, BabilongBatches):
+        shown = babilong_report.write(rows, out, heading=first_commands(runs))
+        return f"{babilong_report.table(shown)}\nresults: {out}/table.md, heatmap.png, results.csv, results.jsonl"
+    size = source.size_name
+    report.write_results(rows, out, x=size, y="exact_match", title=task.title(trained), trained_to=trained.trained_to)
+    found = table(runs, size)
+    (out / "table.md").write_text(found)
+    return f"{found}\nresults: {out}/table.md, results.csv, results.jsonl, results.png"
 
 
 def main():
@@ -78,13 +97,7 @@ def main():
     runs = [one_run(args, overrides, seed) for seed in args.seeds]
     from armt_jax.evaluation.evaluate import load
 
-    trained = load(args.out / str(args.seeds[0]))
-    size = trained.config.task.size_name
-    rows = [row for run in runs for row in run["rows"]]
-    report.write_results(rows, args.out, x=size, y="exact_match", title=task.title(trained), trained_to=trained.trained_to)
-    found = table(runs, size)
-    (args.out / "table.md").write_text(found)
-    print(f"\n{found}\nresults: {args.out}/table.md, results.csv, results.jsonl, results.png")
+    print(f"\n{write(runs, args.out, load(args.out / str(args.seeds[0])))}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """BABILong with the published recipe: GPT-2, segments of 512 tokens, a curriculum from 2 to 32 segments, one task a run.
 
     python train.py --config=configs/babilong.py:armt --config.task.background.path=PG19 --config.task.stories=EN10K \\
-        --config.task.background.tokenizer_path=GPT2BPE [--config.task.task=qa2]                one of armt | rmt | none
+        --config.task.background.tokenizer_path=GPT2BPE --config.init.path=GPT2 [--config.task.task=qa2]       one of armt | rmt | none
     python eval.py --workdir=runs/babilong-armt --sweep=configs/sweeps/babilong_lengths.py
 
 PG19: the folder of train/, validation/ and test/ (any other folder of *.txt does). EN10K: tasks_1-20_v1-2/en-10k of bAbI; without it
-stories are generated. GPT2BPE: the folder of GPT-2's vocab.json and merges.txt (or encoder.json and vocab.bpe).
+stories are generated. GPT2BPE: the folder of GPT-2's vocab.json and merges.txt (or encoder.json and vocab.bpe). GPT2: the folder of the
+pretrained gpt2 (config.json and model.safetensors, docs/interop.md), from which the published runs start; without it weights start random.
 
 132 M parameters (ARMT). The authors used 1 to 4 A100 or H100, 40 minutes to 20 hours a stage (arXiv 2406.10149, appendix C). Not run here.
 
@@ -15,8 +16,7 @@ qa5 98.7, 97.3, 80.9 / 78.1, 48.0, 27.3. All of armt_jax.data.babilong.published
 
 As published: batches of 64, AdamW 1e-4 (RMT 5e-5) falling on a line to half within a stage, warm-up over 1,000 steps, weight decay 0.01,
 gradients clipped at norm 1, at most 10,000 steps a stage (30,000 at 32 segments), patience 50 validations; 10 memory tokens and d_mem 64
-(RMT 16 memory tokens). What differs: the published runs start from pretrained GPT-2, and this one from scratch (starting from a checkpoint
-of another library is not there yet); all rows of a step have the same number of segments; validation is carved out of the training file,
+(RMT 16 memory tokens). What differs: all rows of a step have the same number of segments; validation is carved out of the training file,
 where the published code selects on the test file; sentences are a space apart (task.compat="published" for their ids).
 """
 
@@ -36,6 +36,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         raise ValueError(f"configs/babilong.py:{memory} is unknown: choose one of {', '.join(MEMORIES)}")
     c = ConfigDict()
     c.seed = 0
+    c.init = dict(path=config_dict.placeholder(str))  # a pretrained checkpoint; None: random weights
     c.backbone = dict(preset="gpt2")
     c.memory = MEMORIES[memory]
     c.recurrence = dict(segment_length=512, schedule="sequential", gradient="reversible" if memory == "armt" else "remat")

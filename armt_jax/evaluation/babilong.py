@@ -4,7 +4,8 @@ Samples do not depend on the run: runs, seeds and memory systems answer the same
 was killed goes on from the last place it saved (`evaluation.save_every_s`).
 
     DIR/samples.jsonl     a line an answer: task, length, index, story, output, three scores, tokens/s
-    DIR/results.jsonl     a line for each task and length; also results.csv
+    DIR/results.jsonl     a line for each task and length, of all sweeps of the checkpoint; also results.csv
+    DIR/schedules.jsonl   how each pass is read
     DIR/stream-*.state    where an unfinished pass stands
 """
 
@@ -16,6 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from armt_jax.config import Config, override, resolve
 from armt_jax.data import check_fingerprint
@@ -71,6 +74,15 @@ class Pass:
         facts = [weights, reads, asked, settings.memory, settings.new_tokens]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
+    def facts(self, trained: Trained, length: int) -> dict[str, Any]:
+        """What is known of a result before it is."""
+        settings, task = self.config.evaluation, self.config.task
+        return {
+            "task": task.task, "length": length, "facts_within": self.samples.facts_within, "memory": settings.memory,
+            "split": settings.split, "question": task.question, "max_facts": task.max_facts,
+            "stories": "generated" if task.stories is None else "files", "seed": trained.config.seed,
+        }  # fmt: skip
+
 
 def passes(config: Config) -> list[Pass]:
     """One for each length; with `facts_within` one for all.
@@ -106,17 +118,46 @@ def run(
     for point in points:
         config = point_config(trained, point)
         planned += [(each, point) for each in passes(config)]
-    rows: dict[str, dict[str, Any]] = {}
+    _require_places(trained, [each for each, _ in planned], label)
     path = directory / "results.jsonl"
-    known = {row["id"]: row for row in report.read_results(path)} if path.exists() else {}
+    held = report.read_results(path) if path.exists() else []
+    known, rows = {row["id"]: row for row in held}, {}
     for each, point in planned:
         for row in run_pass(trained, each, directory):
             # Where all was answered before, how it was read is in the earlier row.
-            rows[row["id"]] = known.get(row["id"], {}) | {"label": label, **row, "overrides": json.dumps(dict(point), default=list)}
-            report.append_result(rows[row["id"]], path)
-    found = sorted(rows.values(), key=lambda row: (row["task"], row["length"], row["facts_within"] or 0))
-    babilong_report.write(found, directory)
-    return found
+            row = known.get(row["id"], {}) | {"label": label, **row, "overrides": json.dumps(dict(point), default=list)}
+            if row != known.get(row["id"]):
+                report.append_result(row, path)
+            rows[row["id"]] = row
+    babilong_report.write(_in_order(_all_results(held, list(rows.values()), trained.step)), directory)
+    return _in_order(rows.values())
+
+
+def _require_places(trained: Trained, planned: Sequence[Pass], label: str) -> None:
+    """Raises ValueError where two results of a sweep would stand in one place of the table."""
+    seen = set()
+    for each in planned:
+        for length in each.lengths:
+            place = babilong_report.place({"label": label, **each.facts(trained, length)})
+            if place in seen:
+                task, kind, _, _ = place
+                raise ValueError(
+                    f"two points of the sweep are of {task}, {length:,} tokens, {kind!r}, and a table has one figure for them: make two "
+                    "sweeps of it, and give each its own --out"
+                )
+            seen.add(place)
+
+
+def _all_results(held: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Those found, and those that the folder holds of earlier sweeps of the same checkpoint; of one place in the table the last."""
+    own = [row for row in held if row["step"] == step]
+    if len(own) < len(held):
+        logging.warning("%d results of other checkpoints leave results.jsonl (their answers stay in samples.jsonl)", len(held) - len(own))
+    return list({babilong_report.place(row): row for row in (*own, *found)}.values())
+
+
+def _in_order(rows) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["task"], row["length"], row["facts_within"] or 0))
 
 
 def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -> str:
@@ -154,12 +195,14 @@ def _read(trained: Trained, work: Pass, ids, todo: list[int], done: dict, direct
     memory = settings.memory == "on" and remembers(config.model)
     reader = _reader(trained, config, min(settings.batch_size, len(todo)))
     streams = Streams(reader, work.document, todo, segments_at_once=settings.segments_at_once, memory=memory)
-    saved = directory / f"stream-{ids[-1]}.state"
+    # Of all lengths: a save that was made with others stands elsewhere, and its questions have other numbers.
+    of_pass = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    saved = directory / f"stream-{of_pass}.state"
     how: dict[str, Any] = {"rows": reader.rows}
-    if not streams.resume(saved, ids[-1]) and memory:
-        ahead = max(work.lengths) // reader.segment_length
-        how["timed"] = choose_schedule(reader, config.model, settings.schedule, streams.calls[-1], ahead)
+    if memory:
+        how["timed"] = _set_schedule(reader, work, streams.calls[-1], of_pass, _begun_under(work, ids, done), directory)
     how["schedule"] = reader.schedule
+    streams.resume(saved, of_pass)
     total = len(work.indices) * max(work.lengths)
     before = total - sum(max(work.lengths) - row_start(streams, index, reader.segment_length) for index in todo)
     name = f"{work.samples.task}, {report.format_size(max(work.lengths))}: token"
@@ -173,7 +216,7 @@ def _read(trained: Trained, work: Pass, ids, todo: list[int], done: dict, direct
                 done[key] = _line(work, length, answer, codec, reader, key[0])
                 jsonl.append_line(done[key], directory / "samples.jsonl")
         elif settings.save_every_s and now - stored >= settings.save_every_s:
-            streams.save(saved, ids[-1])
+            streams.save(saved, of_pass)
             stored = time.monotonic()
         if now - shown >= _SHOW_EVERY_S:
             progress.update(min(before + streams.tokens_read, total), tokens_per_s=streams.tokens_read / (now - start))
@@ -183,6 +226,36 @@ def _read(trained: Trained, work: Pass, ids, todo: list[int], done: dict, direct
     progress.close()
     saved.unlink(missing_ok=True)
     return how | {"tokens_per_s": streams.tokens_read / seconds, "seconds": seconds}
+
+
+def _begun_under(work: Pass, ids: Sequence[str], done: dict) -> str | None:
+    """The schedule of the answers that there are of a length which lacks others; None: there are none."""
+    begun = None
+    for name in ids:
+        there = [done[name, index]["schedule"] for index in work.indices if (name, index) in done]
+        if 0 < len(there) < len(work.indices):
+            begun = there[-1]
+    return begun
+
+
+def _set_schedule(reader: Reader, work: Pass, segments: int, of_pass: str, begun: str | None, directory: Path) -> dict[str, float]:
+    """Sets the reader's schedule, and returns the speeds that it was chosen by. "auto" goes on with the one that a pass was begun under:
+    timed anew after a kill, another could be the faster one, and schedules round differently.
+
+    segments: of a call. begun: as the answers say, where nothing else is written down.
+    """
+    wanted, path = work.config.evaluation.schedule, directory / "schedules.jsonl"
+    written = {line["id"]: line for line in jsonl.read_lines(path)} if path.exists() else {}
+    before = written.get(of_pass, {"schedule": begun, "timed": {}})
+    timed = before["timed"]
+    if wanted == "auto" and before["schedule"] is not None:
+        reader.use(before["schedule"])
+    else:
+        timed = choose_schedule(reader, work.config.model, wanted, segments, max(work.lengths) // reader.segment_length)
+    now = {"id": of_pass, "schedule": reader.schedule, "timed": timed}
+    if written.get(of_pass) != now:
+        jsonl.append_line(now, path)
+    return timed
 
 
 def row_start(streams: Streams, index: int, segment_length: int) -> int:
@@ -209,13 +282,10 @@ def _line(work: Pass, length: int, answer, codec, reader: Reader, name: str) -> 
 
 
 def _row(trained: Trained, work: Pass, length: int, lines: list[dict], name: str, how: dict[str, Any]) -> dict[str, Any]:
-    settings, task = work.config.evaluation, work.config.task
     mean = functools.partial(_mean, lines)
     return {
-        "task": task.task, "length": length, "facts_within": work.samples.facts_within, "exact_match": mean("strict"),
-        "official": mean("official"), "repaired": mean("repaired"), "samples": len(lines), "memory": settings.memory,
-        "split": settings.split, "stories": "generated" if task.stories is None else "files", "seed": trained.config.seed,
-        "step": trained.step, "trained_to": trained.trained_to * task.segment_length, **how, "id": name,
+        **work.facts(trained, length), "exact_match": mean("strict"), "official": mean("official"), "repaired": mean("repaired"),
+        "samples": len(lines), "step": trained.step, "trained_to": trained.trained_to * work.config.task.segment_length, **how, "id": name,
     }  # fmt: skip
 
 

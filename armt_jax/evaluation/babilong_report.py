@@ -6,12 +6,13 @@ RUN is the workdir of an evaluated run, or the folder of its results.jsonl. Runs
 one row: mean and sample deviation over them, never the best. Written to DIR: results.csv, results.jsonl, table.md, heatmap.png and, for a
 curve, results.png.
 
-Percent, as published. Figures with `facts_within` measure something else (docs/babilong.md), stand in rows of their own, and no published
-one stands beside them.
+Percent, as published. Figures of another kind (generated stories, `facts_within`, memory off, ...) stand in rows of their own, which say
+so. No published one stands beside those with `facts_within`, which measure something else (docs/babilong.md).
 """
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,26 +49,45 @@ class Line(NamedTuple):
     ours: bool = True
 
 
+def kind(row: Row) -> str:
+    """The label, and all that makes a figure another one than a run's on the published test stories. Only rows of one kind are averaged."""
+    parts = [row["label"]]
+    if row.get("facts_within") is not None:
+        parts.append(f"facts in the first {row['facts_within']:,}")
+    if row.get("memory", "on") == "off":
+        parts.append("memory off")
+    if row.get("question", "running") == "apart":
+        parts.append("question apart")
+    if row.get("max_facts") is not None:
+        parts.append(f"at most {row['max_facts']} facts")
+    if row.get("stories") == "generated":
+        parts.append("generated stories")
+    if row.get("split", "test") != "test":
+        parts.append(row["split"])
+    return ", ".join(parts)
+
+
+def place(row: Row) -> tuple[str, str, int, Any]:
+    """Where a result stands in a table: there is one a place."""
+    return row["task"], kind(row), row["length"], row["seed"]
+
+
 def lines(rows: Sequence[Row], score: str = "exact_match") -> list[Line]:
-    """Ours, by task and label.
+    """Ours, by task and kind.
 
     Raises:
         ValueError: two rows are of the same run, task and length, and would be averaged as if they were of different runs.
     """
     values: dict[tuple[str, str], dict[int, dict[Any, float]]] = {}
     for row in rows:
-        label = row["label"]
-        if row.get("facts_within") is not None:
-            label += f", facts in the first {row['facts_within']:,}"
-        if row.get("memory", "on") == "off":
-            label += ", memory off"
-        at = values.setdefault((row["task"], label), {}).setdefault(row["length"], {})
-        if row["seed"] in at:
+        task, label, length, seed = place(row)
+        at = values.setdefault((task, label), {}).setdefault(length, {})
+        if seed in at:
             raise ValueError(
-                f"two results of {label!r} are of {row['task']}, {row['length']:,} tokens and seed {row['seed']}: they would count as two "
-                "runs. Give each its own seed, or leave one out"
+                f"two results of {label!r} are of {task}, {length:,} tokens and seed {seed}: they would count as two runs. Give each its "
+                "own seed, or leave one out"
             )
-        at[row["seed"]] = 100.0 * row[score]
+        at[seed] = 100.0 * row[score]
     return [
         Line(task, label, {length: _cell(list(seeds.values())) for length, seeds in sorted(by_length.items())})
         for (task, label), by_length in sorted(values.items(), key=lambda item: _task_order(item[0][0]))
@@ -123,13 +143,34 @@ def markdown(shown: Sequence[Line]) -> str:
     return "\n".join(out) + "\n"
 
 
-def plot_heatmap(shown: Sequence[Line], path: Path, title: str) -> None:
-    """Rows of tasks and models against lengths, from red at 0 to green at 100 percent; ours in bold."""
+def note(rows: Sequence[Row], shown: Sequence[Line], score: str = "exact_match") -> str:
+    """What a reader of the figures must know."""
+    samples = sorted({row["samples"] for row in rows})
+    count = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]}"
+    said = [f"{score.replace('_', ' ').capitalize()} in percent, {count} samples a task and length; ± is the deviation over runs."]
+    said.append("Our lengths are counted in tokens of the run's own tokenizer.")
+    told = {"generated": "are generated", "files": "are those of the published files"}
+    if found := [told[source] for source in sorted({row["stories"] for row in rows if "stories" in row})]:
+        said.append(f"Our stories {' or '.join(found)}{', as their label says' * (len(found) > 1)}.")
+    if any(not line.ours for line in shown):
+        said.append(
+            "Published lengths are counted in GPT-2's tokens, and published checkpoints were chosen on the test file; ours are chosen on "
+            "questions held out of the training stories."
+        )
+    return " ".join(said)
+
+
+def plot_heatmap(shown: Sequence[Line], path: Path, title: str, below: str) -> None:
+    """Rows of tasks and models against lengths, from red at 0 to green at 100 percent; ours in bold. below: a text under it."""
     from matplotlib.figure import Figure
 
     lengths = sorted({length for line in shown for length in line.cells})
     grid = [[line.cells[n].mean if n in line.cells else float("nan") for n in lengths] for line in shown]
-    figure = Figure(figsize=(3.2 + 0.62 * len(lengths), 1.1 + 0.32 * len(shown)), dpi=160, layout="constrained")
+    several = len({line.task for line in shown}) > 1
+    names = [f"{line.task} {line.label}" if several else line.label for line in shown]
+    width = max(3.2, 1.2 + 0.062 * max(map(len, names))) + 0.62 * len(lengths)
+    below = textwrap.wrap(below, int(18 * width))
+    figure = Figure(figsize=(width, 1.1 + 0.32 * len(shown) + 0.11 * len(below)), dpi=160, layout="constrained")
     ax = figure.add_subplot()
     image = ax.imshow(grid, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
     for y, line in enumerate(shown):
@@ -141,8 +182,7 @@ def plot_heatmap(shown: Sequence[Line], path: Path, title: str) -> None:
         if y and line.task != shown[y - 1].task:
             ax.axhline(y - 0.5, color="white", linewidth=3)
     ax.set_xticks(range(len(lengths)), [report.format_size(length) for length in lengths], fontsize=8)
-    several = len({line.task for line in shown}) > 1
-    ax.set_yticks(range(len(shown)), [f"{line.task} {line.label}" if several else line.label for line in shown], fontsize=8)
+    ax.set_yticks(range(len(shown)), names, fontsize=8)
     for tick, line in zip(ax.get_yticklabels(), shown, strict=True):
         tick.set_fontweight("bold" if line.ours else "normal")
     ax.set_xlabel("tokens", fontsize=9)
@@ -150,39 +190,46 @@ def plot_heatmap(shown: Sequence[Line], path: Path, title: str) -> None:
     ax.spines[:].set_visible(False)
     ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
     figure.colorbar(image, ax=ax, shrink=0.8, aspect=25).ax.tick_params(labelsize=7)
+    figure.supxlabel("\n".join(below), fontsize=6.5, x=0.01, ha="left", color="#444444")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
 
 
-def write(rows: Sequence[Row], directory: Path, score: str = "exact_match") -> list[Line]:
-    """results.csv, results.jsonl, table.md, heatmap.png and, of several lengths, results.png. Returns the rows of the table."""
+def write(rows: Sequence[Row], directory: Path, score: str = "exact_match", heading: str = "") -> list[Line]:
+    """results.csv, results.jsonl, table.md, heatmap.png and, of several lengths, results.png. Returns the rows of the table.
+
+    heading: stands first in table.md.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     report.write_table([{k: v for k, v in row.items() if k not in _NESTED} for row in rows], rows, directory)
     shown = beside(rows, score)
-    samples = sorted({row["samples"] for row in rows})
-    count = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]}"
-    note = f"{score.replace('_', ' ').capitalize()} in percent, {count} samples a task and length; ± is the deviation over runs.\n\n"
-    jsonl.replace_text(directory / "table.md", note + markdown(shown))
+    known = note(rows, shown, score)
+    jsonl.replace_text(directory / "table.md", f"{heading}{known}\n\n{markdown(shown)}")
     tasks = sorted({row["task"] for row in rows}, key=_task_order)
     title = f"BABILong {tasks[0]}" if len(tasks) == 1 else "BABILong"
-    plot_heatmap(shown, directory / "heatmap.png", title)
+    plot_heatmap(shown, directory / "heatmap.png", title, known)
     if len({row["length"] for row in rows}) > 1:
-        curves = {}
-        for row in rows:
-            name = row["label"] if len(tasks) == 1 else f"{row['label']} {row['task']}"
-            if row.get("facts_within") is not None:
-                name += f", facts in the first {row['facts_within']:,}"
-            if row.get("memory", "on") == "off":
-                name += ", memory off"
-            xs, ys = curves.setdefault(name, ([], []))
-            xs.append(row["length"])
-            ys.append(row[score])
-        trained = {row["trained_to"] for row in rows}
-        report.plot_curves(
-            curves, directory / "results.png", xlabel="tokens", ylabel=score.replace("_", " "), title=title,
-            trained_to=trained.pop() if len(trained) == 1 else None,
-        )  # fmt: skip
+        _plot_lengths(rows, directory / "results.png", score, title, several=len(tasks) > 1)
     return shown
+
+
+def _plot_lengths(rows: Sequence[Row], path: Path, score: str, title: str, *, several: bool) -> None:
+    """Ours against the length. several: tasks there are."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        xs, ys = curves.setdefault(f"{kind(row)} {row['task']}" if several else kind(row), ([], []))
+        xs.append(row["length"])
+        ys.append(row[score])
+    trained = {row["trained_to"] for row in rows}
+    report.plot_curves(
+        curves, path, xlabel="tokens", ylabel=score.replace("_", " "), title=title,
+        trained_to=trained.pop() if len(trained) == 1 else None,
+    )  # fmt: skip
+
+
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Of rows with one identity the last: a file that a killed evaluation left may have it twice."""
+    return list({row["id"]: row for row in rows}.values())
 
 
 def read_run(path: Path) -> list[dict[str, Any]]:
@@ -193,7 +240,7 @@ def read_run(path: Path) -> list[dict[str, Any]]:
     """
     for file in (path / "results.jsonl", path / "evaluation" / "results.jsonl"):
         if file.is_file():
-            return report.read_results(file)
+            return merged(report.read_results(file))
     raise ValueError(f"{path} has no results.jsonl, nor has {path}/evaluation: evaluate the run first (eval.py)")
 
 

@@ -326,7 +326,8 @@ class Streams:
             temporary.unlink(missing_ok=True)
 
     def resume(self, path: Path, identity: str) -> bool:
-        """Goes on from a save of the same evaluation. Rows whose documents are no longer to do start anew; False: there is no such save.
+        """Goes on from a save of the same evaluation under the same schedule. Rows whose documents are no longer to do start anew; False:
+        there is no such save.
 
         With fewer rows than were saved, the documents of those beyond start from their beginning.
         """
@@ -334,13 +335,18 @@ class Streams:
         if saved is None or saved[0]["identity"] != identity:
             return False
         meta, leaves = saved
+        if meta["schedule"] != self.reader.schedule:
+            logging.warning(
+                "%s was read under the schedule %r, and %r is wanted: the samples it stood in are read from their beginning", path,
+                meta["schedule"], self.reader.schedule,
+            )  # fmt: skip
+            return False
         if len(leaves) != len(jax.tree.leaves(self.state)):
             return False
         kept = [(i, place) for i, place in enumerate(meta["rows"]) if place is not None and place[0] in self.todo][: len(self.rows)]
         if not kept:
             return False
         old = jax.tree.unflatten(jax.tree.structure(self.state), leaves)
-        self.reader.use(meta["schedule"])
         new = jax.tree.map(np.array, jax.device_get(self.state))
         for row, (place, (key, position, asked)) in enumerate(kept):
             _copy_row(new, row, old, place)

@@ -170,6 +170,10 @@ class ARMT(MemoryConfig):
             replace up to M beta of it, and more than 2 overshoots by more than the error, again in every segment: a memory that is carried
             on for thousands of segments then explodes. beta_max <= 2 / M with key_norm "l2" prevents that where the keys have their
             mass in z; it does not keep A from growing slowly in directions that nothing overwrites.
+            What a write replaces, for one unit key k that was first written by n0 like tokens: they leave z k = n0 (gamma is 1 where k has
+            no mass yet) and later writes add none to it (gamma 0 as n0 >= 1). The read is r = k A / n0, and n like tokens with value v
+            add n beta k (v - r)^T to A, so r <- r + (n beta / n0) (v - r): the share replaced is n beta / n0. With as many like tokens
+            as at first it is beta: a key's newest value can displace the old one at once only where beta_max is near 1.
         value_std: initial scale of W_v; 0 as published, None for 1/sqrt(D).
         memory_std: initial scale of the memory tokens; None: that of the token embeddings.
     """

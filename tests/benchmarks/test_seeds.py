@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from armt_jax.data.babilong import BabilongBatches, BackgroundConfig
 from armt_jax.evaluation.seeds import mean_text
 from armt_jax.telemetry import jsonl
 from benchmarks import seeds
@@ -55,6 +56,36 @@ def test_every_seed_is_run_once_by_commands_that_can_be_typed(given, monkeypatch
     assert len(given) == 4, "nothing is run again"
     with pytest.raises(SystemExit, match="holds another run"):
         start(monkeypatch, tmp_path, "--memory.d_mem=9")
+
+
+def test_runs_on_babilong_have_their_own_report(given, monkeypatch, tmp_path):
+    """Rows by length, of several tasks; a size named `segments` is none of them."""
+
+    def execute(words):
+        given.append(words)
+        workdir = pathlib.Path(next(w for w in words if w.startswith("--workdir=")).partition("=")[2])
+        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
+        seed, rows = int(workdir.name), []
+        for length in (1_000, 64_000):
+            score = 1.0 - 0.1 * seed if length == 1_000 else 0.5
+            rows.append({
+                "task": "qa1", "length": length, "facts_within": None, "memory": "on", "split": "test", "question": "running",
+                "max_facts": None, "stories": "generated", "seed": seed, "exact_match": score, "official": score, "repaired": score,
+                "samples": 100, "step": 10, "trained_to": 1024, "label": "armt", "id": f"{seed} {length}",
+            })  # fmt: skip
+        jsonl.replace_lines(workdir / "evaluation" / "results.jsonl", rows)
+
+    monkeypatch.setattr(seeds, "execute", execute)
+    source = BabilongBatches(BackgroundConfig("/books", tokenizer="bytes"))
+    trained = types.SimpleNamespace(config=types.SimpleNamespace(task=source), raw={"task": {"name": "babilong"}}, trained_to=16)
+    monkeypatch.setattr("armt_jax.evaluation.evaluate.load", lambda *_: trained)
+    start(monkeypatch, tmp_path, "--config=configs/babilong_qa1_cpu.py:armt", "--sweep=configs/sweeps/babilong_lengths.py")
+    text = (tmp_path / "table.md").read_text()
+    assert "| qa1 | **armt, generated stories** | 90.0 ± 14.1 | 50.0 ± 0.0 |" in text and "--config.seed=0" in text
+    assert "| qa1 | ARMT (arXiv 2407.04841) |" in text
+    assert len(jsonl.read_lines(tmp_path / "results.jsonl")) == 4 and (tmp_path / "heatmap.png").stat().st_size
+    start(monkeypatch, tmp_path, "--config=configs/babilong_qa1_cpu.py:armt", "--sweep=configs/sweeps/babilong_lengths.py")
+    assert len(given) == 4, "nothing is run again"
 
 
 @pytest.mark.parametrize("wrong", ["--seed=3", "--memory.d_mem"])

@@ -19,7 +19,7 @@ from armt_jax.data.babilong import score
 from armt_jax.evaluation import babilong, babilong_report
 from armt_jax.evaluation import sweep as sweeps
 from armt_jax.evaluation.evaluate import load, run_config
-from armt_jax.evaluation.streaming import Question, Streams
+from armt_jax.evaluation.streaming import Question, Reader, Streams
 from armt_jax.generation import generate
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.telemetry.jsonl import read_lines
@@ -81,6 +81,27 @@ def trained(workdir):
     return load(workdir)
 
 
+class Killed(Exception):
+    """Raised where a process is killed."""
+
+
+def killed_at_save(number, monkeypatch, trained, points, directory):
+    """An evaluation that ends behind so many saves."""
+    saves, save = [], Streams.save
+
+    def saving(self, path, identity):
+        save(self, path, identity)
+        saves.append(path)
+        if len(saves) == number:
+            raise Killed
+
+    often = [{**point, "evaluation.save_every_s": 1e-9} for point in points]
+    with monkeypatch.context() as patch:
+        patch.setattr(Streams, "save", saving)
+        with pytest.raises(Killed):
+            sweeps.run_sweep(trained, often, directory)
+
+
 def said(directory):
     return {(line["task"], line["length"], line["index"]): line["output"] for line in read_lines(directory / "samples.jsonl")}
 
@@ -116,7 +137,8 @@ def test_streams_answer_as_whole_samples_do(trained, tmp_path):
     (row,) = rows
     assert row["exact_match"] == sum(line["strict"] for line in found) / 6 and row["samples"] == 6
     assert row["trained_to"] == 6 * 32 and row["schedule"] == "sequential" and row["tokens_per_s"] > 0
-    assert {file.name for file in tmp_path.iterdir()} == {"samples.jsonl", "results.jsonl", "results.csv", "table.md", "heatmap.png"}
+    written = {"samples.jsonl", "schedules.jsonl", "results.jsonl", "results.csv", "table.md", "heatmap.png"}
+    assert {file.name for file in tmp_path.iterdir()} == written
 
 
 @pytest.mark.parametrize("question", ["running", "apart"])
@@ -158,9 +180,6 @@ def test_batch_sizes_and_interruptions_change_no_answer(trained, tmp_path, monke
     assert set(outputs[0]) == {("qa1", length, i) for length in (300, 500, 600) for i in range(6)}
 
     # Stopped at every third save, in the middle of samples; gone on with each time.
-    class Killed(Exception):
-        pass
-
     saves, save = [], Streams.save
 
     def stopping(self, path, identity):
@@ -187,6 +206,105 @@ def test_batch_sizes_and_interruptions_change_no_answer(trained, tmp_path, monke
     again = sweeps.run_sweep(trained, often, tmp_path / "stopped")
     assert [row["exact_match"] for row in again] == [row["exact_match"] for row in rows]
     assert again[0]["tokens_per_s"] == rows[0]["tokens_per_s"]
+
+
+@pytest.mark.parametrize(("first", "then"), [((400, 600), (400, 500, 600)), ((400, 500, 600), (400, 600)), ((400, 600), (600,))])
+def test_a_length_added_or_removed_after_a_kill(trained, tmp_path, monkeypatch, first, then):
+    point = {"evaluation.facts_within": 300, "evaluation.batch_size": 2, "evaluation.samples": 3}
+    # So late that rows stand behind the first question: of (400, 600) and of (400, 500, 600) the second is another one.
+    killed_at_save(7, monkeypatch, trained, [{**point, "evaluation.lengths": first}], tmp_path / "out")
+    assert said(tmp_path / "out") and len(list((tmp_path / "out").glob("*.state"))) == 1
+    again = [{**point, "evaluation.lengths": then}]
+    sweeps.run_sweep(trained, again, tmp_path / "out")
+    sweeps.run_sweep(trained, again, tmp_path / "whole")
+    found, whole = said(tmp_path / "out"), said(tmp_path / "whole")
+    assert set(whole) == {("qa1", length, i) for length in then for i in range(3)}
+    assert {key: found[key] for key in whole} == whole
+
+
+LONG = {"evaluation.lengths": 700, "evaluation.samples": 3, "evaluation.batch_size": 2, "evaluation.segments_at_once": 1}
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """What a timing finds; how often it was asked."""
+    found = {"sequential": 1.0, "diagonal": 2.0, "timings": 0}
+
+    def tokens_per_s(self, name, segments):
+        found["timings"] += 1
+        return found[name]
+
+    monkeypatch.setattr(Reader, "tokens_per_s", tokens_per_s)
+    return found
+
+
+def test_a_pass_goes_on_under_its_schedule(trained, tmp_path, monkeypatch, speeds):
+    """A timing after a kill would find the other one; before the first save nothing but the schedule is written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Streams, "_read", lambda self, segments: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            sweeps.run_sweep(trained, [LONG], tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"schedules.jsonl"} and speeds["timings"] == 2
+    speeds["diagonal"] = 0.5
+    (row,) = sweeps.run_sweep(trained, [LONG], tmp_path)
+    assert row["schedule"] == "diagonal" and row["timed"] == {"sequential": 1.0, "diagonal": 2.0} and speeds["timings"] == 2
+    (row,) = sweeps.run_sweep(trained, [LONG], tmp_path / "other")
+    assert row["schedule"] == "sequential" and speeds["timings"] == 4
+
+
+def test_a_pass_goes_on_under_the_schedule_of_its_answers(trained, tmp_path, speeds):
+    sweeps.run_sweep(trained, [LONG | {"evaluation.samples": 2, "evaluation.schedule": "diagonal"}], tmp_path)
+    (tmp_path / "schedules.jsonl").unlink()
+    speeds["diagonal"] = 0.5
+    (row,) = sweeps.run_sweep(trained, [LONG], tmp_path)
+    assert row["schedule"] == "diagonal" and row["samples"] == 3 and not speeds["timings"]
+    assert {line["schedule"] for line in read_lines(tmp_path / "samples.jsonl")} == {"diagonal"}
+
+
+def test_a_schedule_that_is_asked_for_is_used_in_spite_of_a_save(trained, tmp_path, monkeypatch, speeds, caplog):
+    killed_at_save(5, monkeypatch, trained, [LONG], tmp_path)
+    assert list(tmp_path.glob("*.state")) and not (tmp_path / "samples.jsonl").exists()
+    (row,) = sweeps.run_sweep(trained, [LONG | {"evaluation.schedule": "sequential"}], tmp_path)
+    assert row["schedule"] == "sequential" and "'sequential' is wanted" in caplog.text
+    assert {line["schedule"] for line in read_lines(tmp_path / "samples.jsonl")} == {"sequential"}
+    assert not list(tmp_path.glob("*.state"))
+
+
+def test_results_of_several_sweeps_stand_together(trained, tmp_path, monkeypatch):
+    short, long = ({"evaluation.lengths": length, "evaluation.samples": 2} for length in (300, 400))
+    sweeps.run_sweep(trained, [short], tmp_path)
+    (row,) = sweeps.run_sweep(trained, [long], tmp_path)
+    held = read_lines(tmp_path / "results.jsonl")
+    assert [each["length"] for each in held] == [300, 400] and held[1] == row
+    assert "| 300 | 400 |" in (tmp_path / "table.md").read_text() and (tmp_path / "results.png").exists()
+    # Once more: nothing new. Of more samples: the same row, with another figure.
+    with monkeypatch.context() as patch:
+        patch.setattr(babilong.report, "append_result", lambda *args: pytest.fail("appended again"))
+        sweeps.run_sweep(trained, [short, long], tmp_path)
+    assert read_lines(tmp_path / "results.jsonl") == held
+    sweeps.run_sweep(trained, [long | {"evaluation.samples": 3}], tmp_path)
+    assert [each["samples"] for each in read_lines(tmp_path / "results.jsonl")] == [2, 3]
+    assert [each["id"] for each in babilong_report.read_run(tmp_path)] == [each["id"] for each in held]
+
+
+def test_results_of_another_checkpoint_are_not_mixed_in(trained, tmp_path):
+    points = [{"evaluation.lengths": length, "evaluation.samples": 1} for length in (300, 400)]
+    sweeps.run_sweep(trained, points, tmp_path)
+    sweeps.run_sweep(dataclasses.replace(trained, step=4), points[1:], tmp_path)
+    assert [(row["length"], row["step"]) for row in read_lines(tmp_path / "results.jsonl")] == [(400, 4)]
+
+
+def test_two_points_of_one_place_are_refused_before_anything_runs(trained, tmp_path):
+    for points in (
+        [{"evaluation.lengths": 300}, {"evaluation.lengths": 300, "evaluation.new_tokens": 5}],
+        [{"evaluation.lengths": (300, 400)}, {"evaluation.lengths": 400}],
+    ):
+        with pytest.raises(ValueError, match="two points of the sweep are of qa1, [34]00 tokens"):
+            sweeps.run_sweep(trained, points, tmp_path)
+    assert not (tmp_path / "samples.jsonl").exists()
+    apart = [{"evaluation.lengths": 300, "evaluation.samples": 1, "task.question": question} for question in ("running", "apart")]
+    rows = sweeps.run_sweep(trained, apart, tmp_path)
+    assert [row["question"] for row in rows] == ["running", "apart"] and "question apart" in (tmp_path / "table.md").read_text()
 
 
 # Kills itself at the third save.
@@ -297,7 +415,8 @@ def test_another_text_is_refused(trained, workdir, tmp_path):
 def row(label="armt", task="qa1", length=64_000, value=1.0, seed=0, **more):
     scores = {"exact_match": value, "official": value, "repaired": value}
     facts = {"facts_within": None, "samples": 100, "memory": "on", "trained_to": 1024}
-    return {"label": label, "task": task, "length": length, "seed": seed, **scores, **facts, **more}
+    made = {"label": label, "task": task, "length": length, "seed": seed, **scores, **facts, **more}
+    return made | {"id": repr(sorted(made.items(), key=str))}
 
 
 def test_the_report_has_mean_and_deviation_and_published_rows(tmp_path):
@@ -321,6 +440,32 @@ def test_published_figures_stand_beside_their_own_kind_alone():
     assert [line.ours for line in babilong_report.beside(within)] == [True]
     both = babilong_report.beside([*within, row(length=1000, task="qa2")])
     assert {line.task for line in both if not line.ours} == {"qa2"}
+
+
+def test_figures_of_different_kinds_are_not_averaged():
+    kinds = ({"stories": "files"}, {"stories": "generated"}, {"split": "validation"}, {"question": "apart"}, {"max_facts": 3})
+    shown = babilong_report.lines([row(value=i / 10, seed=i, **kind) for i, kind in enumerate(kinds)])
+    assert {line.label: line.cells[64_000].mean for line in shown} == {
+        "armt": 0.0, "armt, generated stories": 10.0, "armt, validation": 20.0, "armt, question apart": 30.0,
+        "armt, at most 3 facts": 40.0,
+    }  # fmt: skip
+    assert all(line.cells[64_000].runs == 1 for line in shown)
+
+
+def test_the_table_says_what_its_figures_are(tmp_path):
+    babilong_report.write([row(stories="generated"), row(stories="generated", length=500, samples=25)], tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    for part in ("25 to 100 samples", "run's own tokenizer", "Our stories are generated.", "GPT-2's tokens", "chosen on the test file"):
+        assert part in text
+    babilong_report.write([row(stories="files", facts_within=16_000)], tmp_path, heading="Of two runs.\n\n")
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("Of two runs.") and "those of the published files." in text and "chosen on the test file" not in text
+
+
+def test_a_row_that_a_kill_left_twice_counts_once(tmp_path):
+    rows = [row(), row(length=500), row()]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert [each["length"] for each in babilong_report.read_run(tmp_path)] == [64_000, 500]
 
 
 def test_one_run_twice_is_no_deviation():

@@ -21,6 +21,7 @@ FIELDS = {
     "armt": dict(num_memory_tokens=2, d_mem=8, key_norm="l2", value_std=None),
     "rmt": dict(num_memory_tokens=3),
     "transformer_xl": dict(cache_length=10),
+    "none": dict(),
 }
 LENGTHS = (61, 24, 61, 5)
 
@@ -47,18 +48,18 @@ def document(key, ends=None):
 
 
 @functools.cache
-def model_of(memory):
+def model_of(memory, dtype="float32"):
     backbone = (TransformerXL if memory == "transformer_xl" else GPT2)(
         vocab_size=VOCAB, num_layers=2, width=16, num_heads=2, max_positions=32, kernel_std=None, embedding_std=1.0, tie_embeddings=False,
     )  # fmt: skip
-    config = ModelConfig(backbone, MEMORIES[memory](**FIELDS[memory]), RecurrenceConfig(segment_length=T))
+    config = ModelConfig(backbone, MEMORIES[memory](**FIELDS[memory]), RecurrenceConfig(segment_length=T), dtype)
     return MemoryTransformer(config, rngs=nnx.Rngs(1))
 
 
 @functools.cache
-def reader(memory, rows, question="running", schedule="sequential"):
+def reader(memory, rows, question="running", schedule="sequential", dtype="float32"):
     """A reader keeps no state, so tests may share its compiled parts."""
-    model, mesh = model_of(memory), make_mesh(MeshConfig(data=1))
+    model, mesh = model_of(memory, dtype), make_mesh(MeshConfig(data=1))
     return Reader(
         model.config, nnx.split(model)[1], mesh, rows=rows, schedule=schedule, new_tokens=NEW, end_id=END, question=question
     )  # fmt: skip
@@ -83,8 +84,26 @@ def test_a_stream_answers_as_the_whole_document_does(memory):
     assert found == {(key, 0): whole(model_of(memory), document(key)) for key in KEYS}
     # The check is worth something: other documents have other answers, and without memory all do.
     assert len({str(ids) for ids in found.values()}) > 3
-    if memory == "armt":
-        assert answers(Streams(reader(memory, 4), document, KEYS, segments_at_once=4, memory=False)) != found
+    if memory in ("armt", "none"):
+        forgotten = answers(Streams(reader(memory, 4), document, KEYS, segments_at_once=4, memory=False))
+        assert (forgotten == found) == (memory == "none")
+
+
+@pytest.mark.parametrize("memory", ["armt", "none"])
+def test_streams_in_bfloat16(memory, tmp_path):
+    """The same answers as the whole document has, however many rows; the memory stays in float32, and a save keeps it."""
+    four, keys = reader(memory, 4, dtype="bfloat16"), KEYS[:4]
+    found = answers(Streams(four, document, keys, segments_at_once=4))
+    assert found == {(key, 0): whole(model_of(memory, "bfloat16"), document(key)) for key in keys}
+    streams = Streams(four, document, keys, segments_at_once=1)
+    for answer in streams:
+        if answer is None:
+            break
+    streams.save(tmp_path / "stream.state", "this")
+    again = Streams(four, document, keys, segments_at_once=1)
+    assert again.resume(tmp_path / "stream.state", "this") and any(row.position for row in again.rows)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(again.state))
+    assert answers(again) == found
 
 
 def test_answers_do_not_depend_on_the_rows_beside():
@@ -155,6 +174,17 @@ def test_only_a_sound_save_of_the_same_evaluation_counts(tmp_path):
         assert not Streams(four, document, KEYS).resume(path, "this")
     path.write_bytes(sound)
     assert Streams(four, document, KEYS).resume(path, "this")
+
+
+def test_a_save_under_another_schedule_does_not_decide(tmp_path):
+    sequential, diagonal = (reader("armt", 4, schedule=name) for name in ("sequential", "diagonal"))
+    path = tmp_path / "stream.state"
+    for answer in (streams := Streams(sequential, document, KEYS, segments_at_once=1)):
+        if answer is None:
+            streams.save(path, "this")
+            break
+    assert not Streams(diagonal, document, KEYS).resume(path, "this") and diagonal.schedule == "diagonal"
+    assert Streams(sequential, document, KEYS).resume(path, "this")
 
 
 def test_what_is_held_does_not_grow():

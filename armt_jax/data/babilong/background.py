@@ -23,6 +23,8 @@ from absl import logging
 from armt_jax.data.babilong.books import Division, Part, divide, require_named
 from armt_jax.data.babilong.sentences import RULE, sentences
 from armt_jax.data.babilong.tokens import Codec, require_compat
+from armt_jax.data.babilong.wording import fingerprint as wording_fingerprint
+from armt_jax.data.babilong.wording import training_lines
 from armt_jax.data.cache import DataIdentity, TokenCache, write_cache
 from armt_jax.data.corpus import TRAINED, CorpusConfig, one_at_a_time
 from armt_jax.data.documents import whole_file
@@ -41,7 +43,8 @@ class BackgroundConfig:
         path: of the text; see books.py for what is used for which split. None: fetched (WikiText only).
         name: "books" (any folder of *.txt, or one file), "pg19", "wikitext2" or "wikitext103".
         tokenizer: "gpt2", "sentencepiece", "bytes" or "characters".
-        tokenizer_path: its files. None: "sentencepiece" and "characters" are made from the sentences of the training split.
+        tokenizer_path: its files. None: "sentencepiece" and "characters" are made from the sentences of the training split; among those for
+            "sentencepiece" stand a few with the words of bAbI (wording.py), so that these become pieces.
         vocab_size: of a "sentencepiece" model that is made; not used where tokenizer_path gives one.
         min_tokens: shorter sentences are left out.
         cache_dir: where downloads and ids are kept.
@@ -148,7 +151,7 @@ def _open(config: BackgroundConfig, compat: str) -> Background:
     division = divide(config.name, config.path, root / "downloads")
     made = config.tokenizer in TRAINED and config.tokenizer_path is None
     given = None if made else TOKENIZERS[config.tokenizer].load(Path(config.tokenizer_path or ".").expanduser())
-    recipe = given.fingerprint if given else f"trained {config.vocab_size}"
+    recipe = given.fingerprint if given else f"trained {config.vocab_size} {_mixed_in(config)}"
     key = [RULE, division.fingerprint, config.min_tokens, compat, config.tokenizer, recipe]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = root / "sentences" / f"{config.name}-{config.tokenizer}-{digest[:16]}"
@@ -174,11 +177,17 @@ def _prepare(config: BackgroundConfig, compat: str, division: Division, given: T
 
 
 def _train(config: BackgroundConfig, division: Division) -> Tokenizer:
-    texts = (text.encode() for part in division.parts["train"] for text in _sentences_of(division, "train", part))
+    texts = (f" {text}".encode() for part in division.parts["train"] for text in _sentences_of(division, "train", part))
     if config.tokenizer == "characters":
         return CharacterTokenizer.train(texts)
     size = sum(part.stop - part.start for part in division.parts["train"])
-    return PieceTokenizer.train(texts, config.vocab_size, size)
+    mixed = training_lines(size)
+    return PieceTokenizer.train(itertools.chain(mixed, texts), config.vocab_size, size + sum(map(len, mixed)))
+
+
+def _mixed_in(config: BackgroundConfig) -> str:
+    """Names what stands in the training text of a tokenizer besides the books."""
+    return wording_fingerprint() if config.tokenizer == "sentencepiece" else ""
 
 
 def _numbered(division: Division, split: str, tokenizer: Tokenizer, before: str, min_tokens: int) -> Iterator[tuple[int, bytes]]:

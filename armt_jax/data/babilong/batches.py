@@ -41,8 +41,8 @@ class BabilongBatches(BatchSource):
         stories: folder of the published files; None: stories are generated (qa1 to qa10). max_facts: stories with more are left out.
         segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
         question: "running" or "apart", see above.
-        questions: asked about each row, one behind the answer of the other. More than one, for more signal, of qa1 alone: about people of
-            the same story.
+        questions: asked about each row at most, one behind the answer of the other. More than one, for more signal, of qa1 alone: about
+            different people of the same story, so a story of few people has fewer.
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
@@ -202,9 +202,13 @@ class BabilongBatches(BatchSource):
 
 
 def _questions(rng: np.random.Generator, story: Story, count: int) -> list[Story]:
-    """The story, then others of the same facts that ask about people drawn from them."""
+    """The story, then others of the same facts, each about somebody else in a drawn order; fewer than `count` where all are asked about.
+
+    Nobody is asked about twice: all questions of a row stand in one open segment, and a second answer could be copied from the first.
+    """
     if count == 1:
         return [story]
-    people = sorted({fact.split()[0] for fact in story.facts})
-    others = [dataclasses.replace(story, question=f"Where is {people[i]}?", answer="") for i in rng.integers(len(people), size=count - 1)]
+    every = [f"Where is {person}?" for person in sorted({fact.split()[0] for fact in story.facts})]
+    left = [question for question in every if question != story.question]
+    others = [dataclasses.replace(story, question=left[i], answer="") for i in rng.permutation(len(left))[: count - 1]]
     return [story, *(dataclasses.replace(other, answer=solve(other)) for other in others)]

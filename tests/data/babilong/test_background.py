@@ -103,9 +103,9 @@ def test_text_is_tokenised_once_and_changed_text_again(background, monkeypatch, 
 
 def test_tokenizers_made_from_the_training_text(write_books, make_book):
     texts = {f"{split}/{name}.txt": make_book(name, 400) for split, name in (("train", "Anna"), ("train", "Boris"), ("test", "Carol"))}
-    config = write_books(texts, "sentencepiece", vocab_size=300)
+    config = write_books(texts, "sentencepiece", vocab_size=320)
     background = config.open()
-    assert background.codec.tokenizer.vocab_size == 300 and background.codec.vocab_size == 301
+    assert background.codec.tokenizer.vocab_size == 320 and background.codec.vocab_size == 321
     passages = background.split("test")
     assert background.codec.tokenizer.decode(passages.read(0, 200)).startswith(" Carol goes on for the 0th time, as ever. Carol goes")
     assert write_books(texts, "characters").open().split("test").num_sentences == 400

@@ -29,7 +29,8 @@ def pieces(source, row):
     real = np.flatnonzero(row.valid_BxN)
     whole = np.append(row.tokens_BxN, 0)
     whole[real[-1] + 1] = row.targets_BxN[real[-1]]
-    for group in range(1, source.questions + 1):
+    assert row.answers_BxN.max() <= source.questions
+    for group in range(1, row.answers_BxN.max() + 1):
         places = np.flatnonzero(row.answers_BxN == group)
         assert np.array_equal(places, np.arange(places[0], places[-1] + 1))
         assert row.targets_BxN[places[-1]] == source.codec.end_id
@@ -105,20 +106,30 @@ def test_lengths_are_mixed(source):
     assert source.largest().sizes == (6,)
 
 
-def test_more_questions_are_right(background):
-    source = BabilongBatches(background, segments=8, segment_length=64, questions=3)
-    asked = set()
-    for row in rows_of(source.batch(0, 0, 6)):
+@pytest.mark.parametrize("questions", [2, 3, 4])
+def test_more_questions_are_right_and_of_different_people(background, questions):
+    source = BabilongBatches(background, segments=8, segment_length=64, questions=questions)
+    asked, orders = set(), set()
+    for row in rows_of(source.batch(0, 0, 12)):
         text, answers = pieces(source, row)
         context, *tails = text.split(" Where is ")
-        assert len(answers) == len(tails) == 3
         # A background sentence starts with "Anna", "Boris" or "Carol", a fact with a person of bAbI.
         last = dict(re.findall(r"(Mary|John|Daniel|Sandra) [a-z ]+ to the (\w+)\.", context))
-        for tail, (_, answer) in zip(tails, answers):
-            name, said = tail.split("?")
-            asked.add(name)
-            assert said == answer == f" {last[name]}"
-    assert len(asked) > 1
+        assert len(answers) == len(tails) == min(questions, len(last))
+        names = tuple(tail.split("?")[0] for tail in tails)
+        # An answer twice in the open segment could be copied.
+        assert len(set(names)) == len(names)
+        for name, tail, (_, answer) in zip(names, tails, answers, strict=True):
+            assert tail.split("?")[1] == answer == f" {last[name]}"
+        asked |= set(names)
+        orders.add(names)
+    assert len(asked) == 4 and len(orders) > 4
+
+
+def test_a_story_of_one_person_has_one_question(background):
+    source = BabilongBatches(background, segments=8, segment_length=64, questions=4, max_facts=2)
+    counts = {int(row.answers_BxN.max()) for row in rows_of(source.batch(0, 0, 24))}
+    assert counts == {1, 2}
 
 
 def test_the_text_may_weigh(source):

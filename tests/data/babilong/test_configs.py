@@ -1,0 +1,75 @@
+"""The shipped configs on a small text: every stage as a program, without running it."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from armt_jax.config import override, plain, resolve
+from armt_jax.parallel.mesh import make_mesh
+from armt_jax.training import step as steps
+from armt_jax.training.optimizer import make_optimizer
+
+CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
+
+
+def shipped(name, variant):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return plain(module.get_config(variant))
+
+
+@pytest.fixture
+def resolved(write_books, make_book):
+    books = {f"{number}.txt": make_book(who, 200) for number, who in enumerate(("Anna", "Boris", "Vera", "Tom"))}
+    background = write_books(books, "sentencepiece", vocab_size=400)
+    changes = {f"task.background.{name}": getattr(background, name) for name in ("path", "cache_dir", "vocab_size")}
+    return lambda raw: resolve(override(raw, changes | {"mesh": {"data": 1}}))
+
+
+@pytest.mark.parametrize("variant", ["armt", "rmt", "none"])
+@pytest.mark.parametrize("name", ["babilong_qa1_cpu", "babilong_qa1_h200"])
+def test_every_stage_is_a_program(resolved, name, variant):
+    config = resolved(shipped(name, variant))
+    mesh, traced = make_mesh(config.mesh), set()
+    for i, (stage, source, model) in enumerate(zip(config.train.stages, config.tasks, config.models, strict=True)):
+        rows, carries = config.train.batch_of(stage), config.carries_memory(i)
+        program = (config.train.optimizer_of(stage), rows, max(source.sizes), source.num_answers, carries)
+        if program in traced:
+            continue
+        traced.add(program)
+        optimizer = make_optimizer(config.train.optimizer_of(stage), stage.steps)
+        state = steps.abstract_state(model, optimizer, mesh, rows if carries else None)
+        one = dataclasses.replace(source, segments=max(source.sizes)).batch(0, 0, 1)
+        batch = jax.tree.map(lambda leaf, rows=rows: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), one)
+        step = steps.make_train_step(model, optimizer, mesh, num_answers=source.num_answers, accumulate=1, carries=carries)
+        after, metrics = jax.eval_shape(step, state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+        kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        assert kinds(after) == kinds(state) and metrics.loss.shape == ()
+    assert len(traced) > 4
+
+
+@pytest.mark.parametrize("name", ["babilong_qa1_cpu", "babilong_qa1_h200"])
+def test_the_curriculum(resolved, name):
+    """Few facts in one segment, then more facts, then more segments; the last stage keeps memories and decays what is not needed."""
+    config = resolved(shipped(name, "armt"))
+    assert [(source.sizes, source.max_facts) for source in config.tasks[:3]] == [((1,), 2), ((1,), 4), ((1,), None)]
+    assert [source.text_weight for source in config.tasks] == [0.05] + [0.0] * (len(config.tasks) - 1)
+    longest = [max(source.sizes) for source in config.tasks]
+    assert longest == sorted(longest) and all(stage.stop_at for stage in config.train.stages[:-1])
+    last, memory = config.train.stages[-1], config.model.memory
+    assert last.keep_memory == 0.8 and config.carries_memory(len(longest) - 1)
+    assert np.isclose(last.learning_rate * last.steps / 2 * last.weight_decay, 0.7, atol=0.03)
+    assert memory.beta_max * memory.num_memory_tokens <= 2 and memory.beta_max == 1
+    rows = config.tasks[0].batch(0, 0, 16)
+    assert rows.answers_BxN.max() <= 2 and (rows.weights_BxN[rows.answers_BxN == 0] <= np.float32(0.05)).all()
+
+
+def test_the_published_recipe_starts_from_a_checkpoint_if_told():
+    raw = shipped("babilong", "armt")
+    assert raw["init"] == {"path": None}
+    assert override(raw, {"init.path": "/gpt2"})["init"] == {"path": "/gpt2"}
