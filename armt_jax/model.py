@@ -304,6 +304,7 @@ class MemoryTransformer(nnx.Module):
         recurrence = self.config.recurrence
         for name, given in (("targets", targets_BxN), ("weights", weights_BxN)):
             check_shape(name, given, tokens_BxN.shape)
+        check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         check_targets(targets_BxN, weights_BxN, self.config.backbone.vocab_size)
         hidden, state, valid = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, key=key)
         targets, weights = (segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN))
@@ -319,6 +320,7 @@ class MemoryTransformer(nnx.Module):
         """-ln p of every target [B, N], float32, and the memory state after the row; for evaluation."""
         recurrence = self.config.recurrence
         check_shape("targets", targets_BxN, tokens_BxN.shape)
+        check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         check_targets(targets_BxN, np.ones(targets_BxN.shape), self.config.backbone.vocab_size)
         hidden, state, _ = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS)
         targets = segments.split(targets_BxN, recurrence.segment_length, recurrence.align)

@@ -22,14 +22,15 @@ def restore_target(config: Config, raw: Mapping[str, Any], mesh) -> Callable[[Ma
     optimizer = make_optimizer(config.train.optimizer, 10**9)
 
     def target(meta):
+        standing = Standing(**meta["standing"])
         if "config" not in meta:
-            raise WorkdirError(f"the checkpoint of step {meta['standing']['step']} holds no config: use the code of its time")
+            raise WorkdirError(f"the checkpoint of step {standing.step} holds no config: use the code of its time")
         if shown := differences(meta["config"], raw):
             raise WorkdirError(
-                f"the checkpoint of step {meta['standing']['step']} was made with another config ({shown}): use that config, which the "
+                f"the checkpoint of step {standing.step} was made with another config ({shown}): use that config, which the "
                 "checkpoint holds and config.json beside it should say, or another --workdir"
             )
-        stage = Standing(**meta["standing"]).stage
+        stage = standing.stage
         source = config.tasks[stage]
         if source.fingerprint is not None:
             check_fingerprint(meta["data"], source.fingerprint, "the checkpoint")

@@ -72,7 +72,8 @@ def workdir(config, tmp_path_factory):
     state = TrainState(params, steps.create_opt_state(make_optimizer(resolved.train.optimizer, 2), params, mesh))
     standing = {"step": 2, "stage": 0, "stage_step": 2, "best": 0.0, "best_step": 2, "waited": 0, "finished": True}
     with Checkpoints(made / "checkpoints") as checkpoints:
-        checkpoints.save(2, state, {"standing": standing, "seed": 3, "window": [], "data": resolved.task.fingerprint}, rank=0.0, wait=True)
+        meta = {"standing": standing, "seed": 3, "window": [], "data": resolved.task.fingerprint, "config": raw}
+        checkpoints.save(2, state, meta, rank=0.0, wait=True)
     return made
 
 

@@ -47,7 +47,7 @@ def write_checkpoints(workdir, config, ranks):
     with Checkpoints(workdir / "checkpoints", keep_last=9) as checkpoints:
         for step, rank in ranks.items():
             moved = jax.tree.map(lambda leaf, step=step: leaf * (1 + step / 100), params)
-            checkpoints.save(step, TrainState(moved, opt_state), {"standing": {}}, rank=rank)
+            checkpoints.save(step, TrainState(moved, opt_state), {"standing": {}, "config": config}, rank=rank)
     return workdir
 
 

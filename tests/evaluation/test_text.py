@@ -76,7 +76,7 @@ def runs(folder, corpus):
         opt_state = make_optimizer(config.train.optimizer, 1).init(params)
         state = TrainState(params, opt_state, carry.fresh(config.model, 4, mesh))
         with Checkpoints(workdir / "checkpoints") as checkpoints:
-            checkpoints.save(8, state, {"standing": {}, "data": config.task.fingerprint}, rank=0.5)
+            checkpoints.save(8, state, {"standing": {}, "data": config.task.fingerprint, "config": raw}, rank=0.5)
         made[memory] = load(workdir)
     return made
 

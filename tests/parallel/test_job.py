@@ -29,7 +29,7 @@ def get_config():
     c = ConfigDict()
     c.seed = 3
     c.backbone = dict(name="gpt2", vocab_size=128, num_layers=1, width=16, num_heads=2, max_positions=16, kernel_std=None, dropout=0.1)
-    c.memory = dict(name="armt", num_memory_tokens=1, d_mem=4, key_norm="l2")
+    c.memory = dict(name="armt", num_memory_tokens=1, d_mem=16, key_norm="l2")
     c.recurrence = dict(segment_length=4)
     c.task = dict(name="associative_retrieval", mode="remember", pairs=2, num_keys=4)
     c.train = dict(

@@ -14,9 +14,9 @@ from armt_jax.parallel.mesh import MeshConfig, make_mesh, place_devices, process
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fsdp": 0}, "fsdp=0"),
-        ({"tensor": -2}, "tensor=-2"),
-        ({"stage": 1.0}, "stage=1.0"),
+        ({"fsdp": 0}, "mesh.fsdp = 0 must"),
+        ({"tensor": -2}, "mesh.tensor = -2 must"),
+        ({"stage": 1.0}, "mesh.stage = 1.0 must"),
         ({"fsdp": -1}, "data and fsdp are -1"),
     ],
 )

@@ -261,7 +261,7 @@ def test_nnx_state_gives_the_same_numbers_and_runs_are_repeatable():
 def test_config_errors_name_field_value_and_rule(field, value, rule):
     with pytest.raises(ValueError, match=rule) as error:
         OptimizerConfig(**{field: value})
-    assert f"{field}={value!r}" in str(error.value)
+    assert f"train.optimizer.{field} = {value!r} " in str(error.value)
 
 
 def test_warmup_must_fit_into_the_schedule():

@@ -181,7 +181,7 @@ def test_a_share_of_rows_goes_on(config, tmp_path):
 
     every, none, most = losses("every"), losses("none", keep_memory=0.0), losses("most", keep_memory=0.999)
     assert every[0] == none[0] and every[1] != none[1] and every == most
-    changed = override(config, {"train.stages": [{"steps": 1, "keep_memory": 0.0}]})
+    changed = override(config, {"train.stages": [{"steps": 2, "keep_memory": 0.0}], "train.log_every": 1})
     assert restored(tmp_path / "none", changed, "last").state.carried is not None
 
 
