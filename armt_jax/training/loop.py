@@ -336,8 +336,8 @@ class Run:
             "stage": self.standing.stage + 1, "size": self.task.size, **self.figures(steps.Totals(**total), "train"),
             "gradient_norm": float(window[-1][1].gradient_norm), **speed,
         }  # fmt: skip
-        if flops:
-            values["mfu"] = model_flop_utilisation(flops, speed["seconds_per_step"], list(self.mesh.devices.flat))
+        if flops and (used := model_flop_utilisation(flops, speed["seconds_per_step"], list(self.mesh.devices.flat))) is not None:
+            values["mfu"] = used
         self.writer.write(self.standing.step, values)
         shown = {k: values[k] for k in ("loss", "exact_match", *TEXT_FIGURES, "tokens_per_s", "mfu") if k in values}
         stage = f"{self.standing.stage + 1}/{len(self.config.train.stages)}"
