@@ -67,6 +67,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         stages=[
             # A story of ten facts fills more than one segment: rows of one have those that fit.
             first(max_facts=2, text_weight=0.05), first(max_facts=4), first(),
+            stage((1, 2), 1500, 64, dict(max_facts=2), stop_at=0.97), stage((1, 2), 1500, 64, dict(max_facts=4), stop_at=0.97),
             stage((1, 2), 1500, 64, stop_at=0.97), stage((2, 3), 1000, 48, stop_at=0.97), stage((3, 5), 800, 32, stop_at=0.97),
             stage((5, 8), 600, 32, stop_at=0.98),
             # As in quickstart: the learning rate, summed over a cosine of 1,000 steps, is 0.35, which times the decay gives 0.7.

@@ -17,21 +17,23 @@ def dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, *, mask_BxTxS: jax.Array | None
     itself never chooses cuDNN). k and v may have fewer heads than q (grouped-query attention). mask is True where a key may be seen.
     """
     mask = None if mask_BxTxS is None else mask_BxTxS[:, None]
-    fused = _on_cuda() and _cudnn_takes(q_BxTxHxd, k_BxSxHxd, masked=mask is not None)
-    return jax.nn.dot_product_attention(
-        q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla"
-    )
+    qkv, T = (q_BxTxHxd, k_BxSxHxd, v_BxSxHxd), q_BxTxHxd.shape[1]
+    fused = _on_cuda() and _cudnn_takes(q_BxTxHxd)
+    if fused and causal and mask is None and T == k_BxSxHxd.shape[1]:
+        qkv = [jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0))) for x in qkv]  # no query sees a key behind it
+    fused = fused and not any(x.shape[1] % 2 for x in qkv)
+    out = jax.nn.dot_product_attention(*qkv, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla")
+    return out[:, :T]
 
 
 def _on_cuda() -> bool:
     return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
 
 
-def _cudnn_takes(q_BxTxHxd: jax.Array, k_BxSxHxd: jax.Array, masked: bool) -> bool:
-    """What JAX refuses for cuDNN: other types, heads that are odd in size or (before Hopper) larger than 128, and, in training, a mask
-    with an odd side. Masks come with padding, short segments and caches, and T counts the memory tokens."""
-    d, sides = q_BxTxHxd.shape[-1], (q_BxTxHxd.shape[1], k_BxSxHxd.shape[1])
-    return q_BxTxHxd.dtype in (jnp.bfloat16, jnp.float16) and d % 8 == 0 and d <= 128 and not (masked and any(n % 2 for n in sides))
+def _cudnn_takes(q_BxTxHxd: jax.Array) -> bool:
+    """Types and sizes of heads that JAX takes for cuDNN (before Hopper, 128 at most). In training it refuses odd lengths, too, and T counts
+    the memory tokens."""
+    return q_BxTxHxd.dtype in (jnp.bfloat16, jnp.float16) and q_BxTxHxd.shape[-1] % 8 == 0 and q_BxTxHxd.shape[-1] <= 128
 
 
 class Context(NamedTuple):

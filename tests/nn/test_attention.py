@@ -177,14 +177,47 @@ def test_gradients_reach_every_map():
     [
         (True, jnp.bfloat16, 64, (6, 6), False), (True, jnp.bfloat16, 64, (7, 7), False), (True, jnp.float16, 128, (6, 8), True),
         (False, jnp.float32, 64, (6, 6), False), (False, jnp.bfloat16, 20, (6, 6), False), (False, jnp.bfloat16, 256, (6, 6), False),
-        (False, jnp.bfloat16, 64, (7, 7), True), (False, jnp.bfloat16, 64, (6, 7), True),
+        (False, jnp.bfloat16, 64, (7, 7), True), (False, jnp.bfloat16, 64, (6, 7), True), (False, jnp.bfloat16, 64, (7, 8), False),
     ],
 )  # fmt: skip
 def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch, takes, dtype, head, sides, masked):
-    """An odd segment with a mask (five memory tokens, a padded row) must train on a GPU, too: by XLA."""
-    asked = {}
+    """An odd segment (five memory tokens) must train on a GPU, too: made even where no query sees the difference, or by XLA."""
+    asked, real = {}, jax.nn.dot_product_attention
+
+    def attention(q, k, v, *, implementation, **options):
+        asked.update(implementation=implementation, sides=(q.shape[1], k.shape[1]))
+        return real(q, k, v, implementation="xla", **options)
+
     monkeypatch.setattr("armt_jax.nn.attention._on_cuda", lambda: True)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, **options: asked.update(options))
-    q, k = (jnp.zeros((1, n, 2, head), dtype) for n in sides)
-    dot_product(q, k, k, mask_BxTxS=jnp.ones((1, *sides), bool) if masked else None, causal=not masked)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    q, k, v = (jnp.asarray(normal(i, 1, n, 2, head), dtype) for i, n in enumerate([sides[0], sides[1], sides[1]]))
+    out = dot_product(q, k, v, mask_BxTxS=jnp.ones((1, *sides), bool) if masked else None, causal=not masked)
     assert asked["implementation"] == ("cudnn" if takes else "xla")
+    assert not (takes and any(n % 2 for n in asked["sides"]))
+    want = real(q, k, v, mask=None, is_causal=not masked, implementation="xla")
+    np.testing.assert_array_equal(out.astype(jnp.float32), want.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("length", "past", "heads"), [(514, 0, 2), (514, 0, 8), (517, 0, 8), (128, 64, 8)])
+def test_on_a_gpu_half_precision_attends_as_float32_does(length, past, heads, masked):
+    """Whatever kernel is chosen: the value and the gradients of segments with memory tokens, padded rows and a cache."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU: JAX_PLATFORMS=cuda pytest tests/nn/test_attention.py")
+    q, k, v = (jnp.asarray(normal(i, 2, *sides, 64)) for i, sides in enumerate([(length, 8), *[(past + length, heads)] * 2]))
+    seen = jnp.tril(jnp.ones((length, past + length), bool), past)[None].repeat(2, 0)
+    if masked:
+        seen = seen.at[1, :, past + length // 2 : past + length - 1].set(False)
+    causal = not masked and not past
+
+    def attend(q, k, v):
+        out = dot_product(q, k, v, mask_BxTxS=None if causal else seen, causal=causal)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+    with jax.default_matmul_precision("highest"):
+        (_, want), want_grads = jax.value_and_grad(attend, (0, 1, 2), has_aux=True)(q, k, v)
+    half = [each.astype(jnp.bfloat16) for each in (q, k, v)]
+    (_, got), grads = jax.jit(jax.value_and_grad(attend, (0, 1, 2), has_aux=True))(*half)
+    error = lambda a, b: float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+    assert error(got, want) < 0.01
+    assert max(error(a, b) for a, b in zip(grads, want_grads)) < 0.02
