@@ -35,7 +35,11 @@ KINDS = ("forward", "train")
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
 WARM_UP = 2
 # Relative, of the loss at the start, and after WARM_UP steps of training.
-LOSS_TOLERANCES = {"forward": 2e-5, "train": 2e-4}
+LOSS_TOLERANCES = {
+    "cpu": {"forward": 2e-5, "train": 2e-4},
+    # On a GPU both sides multiply with 10 bits of mantissa (TF32), and AdamW's first steps go by the signs of gradients.
+    "cuda": {"forward": 2e-5, "train": 1e-2},
+}
 
 
 class Failed(RuntimeError):
@@ -109,7 +113,7 @@ def write_model(folder: str, shape: str) -> None:
     print(json.dumps({"flops": count_flops(loss, params)}))
 
 
-def warm_up(sides: list[Side], kind: str) -> None:
+def warm_up(sides: list[Side], kind: str, device: str = "cpu") -> None:
     """Compiles, runs and compares. A `torch-compile` that cannot be had on this machine is left out, with the reason in its row."""
     for side in sides:
         print(f"{side.name}: {kind} is compiled and warms up", file=sys.stderr, flush=True)
@@ -121,13 +125,13 @@ def warm_up(sides: list[Side], kind: str) -> None:
             side.error = str(error)
             side.kill()
     sides[:] = [side for side in sides if side.error is None]
-    losses = {side.name: side.facts[kind]["losses"] for side in sides}
+    losses, tolerance = {side.name: side.facts[kind]["losses"] for side in sides}, LOSS_TOLERANCES[device][kind]
     first = next(iter(losses))
     for name, found in losses.items():
         gap = float(np.max(np.abs(np.subtract(found, losses[first]) / losses[first])))  # NaN, if one is
-        if not gap <= LOSS_TOLERANCES[kind]:
+        if not gap <= tolerance:
             raise Failed(
-                f"the losses of {name} and {first} differ by {gap:.1e} (relative; bar {LOSS_TOLERANCES[kind]:.0e}) in {kind}, {found} "
+                f"the losses of {name} and {first} differ by {gap:.1e} (relative; bar {tolerance:.0e}) in {kind}, {found} "
                 f"against {losses[first]}: they do not compute the same, and nothing is shown"
             )
 
@@ -139,7 +143,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
     try:
         sides = list(every)
         for kind in KINDS:
-            warm_up(sides, kind)
+            warm_up(sides, kind, args.device)
             for i in range(args.runs):
                 for side in sides:
                     side.seconds[kind].append(side.ask(run=kind)["seconds"])
