@@ -28,6 +28,7 @@ import numpy as np
 
 from armt_jax.data.errors import DataError, InvalidText
 from armt_jax.data.tokenizers import TOKENIZERS, Tokenizer
+from armt_jax.telemetry.progress import LongWork
 
 FORMAT = 2
 META = "meta.json"
@@ -223,7 +224,7 @@ def _write_split(
     """Writes the files of a split. Returns its entry in meta.json."""
     dtype, counter = id_dtype(tokenizer.vocab_size), _Counter()
     starts, tokens, unknown, checksum = array.array("q"), 0, 0, 0
-    with (folder / f"{name}.ids").open("wb") as out:
+    with (folder / f"{name}.ids").open("wb") as out, LongWork(f"tokenising {name}, MB") as progress:
         for document, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
             starts.append(tokens)
             for ids in _encoded(tokenizer, (counter.add(text) for _, text in group if text), functools.partial(unreadable, document)):
@@ -232,6 +233,7 @@ def _write_split(
                 checksum = zlib.crc32(block, checksum)
                 tokens += ids.size
                 out.write(block)
+                progress.reached(counter.bytes >> 20, tokens=tokens)
             counter.end_document()
         out.flush()
         os.fsync(out.fileno())

@@ -109,6 +109,30 @@ class Progress:
         return [f"eta {format_duration((now - began) / (step - first) * max(self._total - step, 0))}"]
 
 
+class LongWork:
+    """Progress of work of unknown length, every `every` seconds; not a word about what is done sooner."""
+
+    def __init__(self, description: str, stream: TextIO | None = None, *, every: float = 5.0, clock: Callable[[], float] = time.monotonic):
+        self._open = lambda: Progress(None, description, stream, clock=clock)
+        self._progress: Progress | None = None
+        self._every, self._clock, self._next = every, clock, clock() + every
+
+    def reached(self, done: int, **metrics: Any) -> None:
+        if self._clock() < self._next:
+            return
+        if self._progress is None:
+            self._progress = self._open()
+        self._progress.update(done, **metrics)
+        self._next = self._clock() + self._every
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+
 def format_metric(name: str, value: Any) -> str:
     """`loss 1.2345`, `12,345 tokens/s`, `stage 3/10`."""
     if name.endswith("_per_s"):

@@ -96,9 +96,10 @@ def start(config, workdir, *arguments, job=None, driver=""):
     return subprocess.Popen(command, env=environ, cwd=ROOT, **pipes)
 
 
-def start_two(config, workdir, *arguments, drivers=("", "")):
+def start_job(config, workdir, *, drivers=("", "")):
+    """A process for each driver."""
     port = free_port()
-    return [start(config, workdir, *arguments, job=(port, 2, i), driver=driver) for i, driver in enumerate(drivers)]
+    return [start(config, workdir, job=(port, len(drivers), i), driver=driver) for i, driver in enumerate(drivers)]
 
 
 def ends(started, timeout=300):
@@ -122,7 +123,7 @@ def saved(workdir):
 @pytest.fixture(scope="module")
 def uninterrupted(config):
     """metrics.jsonl of two processes that nothing befell."""
-    done = ends(start_two(config, config.parent / "two"))
+    done = ends(start_job(config, config.parent / "two"))
     assert [code for code, *_ in done] == [0, 0], done
     assert "2 process(es), data 2" in done[0][2] and "trained 24 steps" in done[0][1]
     said = [line for line in (done[1][1] + done[1][2]).splitlines() if not line.startswith("[Gloo]")]
@@ -130,15 +131,41 @@ def uninterrupted(config):
     return metrics(config.parent / "two")
 
 
+def same_losses(alone, together):
+    assert [row["step"] for row in alone] == [*range(1, 25), 24] == [row["step"] for row in together]
+    for one, several in zip(alone, together):
+        assert one.keys() == several.keys()
+        for key in one:  # a rounding of the loss is a larger one of the gradient
+            np.testing.assert_allclose(one[key], several[key], rtol=1e-2 if key == "gradient_norm" else 1e-5, err_msg=key)
+
+
 def test_two_processes_give_the_losses_of_one(config, uninterrupted):
     ((code, _, err),) = ends([start(config, config.parent / "one")])
     assert code == 0, err
-    alone = metrics(config.parent / "one")
-    assert [row["step"] for row in alone] == [*range(1, 25), 24] == [row["step"] for row in uninterrupted]
-    for one, two in zip(alone, uninterrupted):
-        assert one.keys() == two.keys()
-        for key in one:  # a rounding of the loss is a larger one of the gradient
-            np.testing.assert_allclose(one[key], two[key], rtol=1e-2 if key == "gradient_norm" else 1e-5, err_msg=key)
+    same_losses(metrics(config.parent / "one"), uninterrupted)
+
+
+def test_four_processes_give_the_same_losses_and_go_on_from_a_kill_and_a_signal(config, uninterrupted):
+    """Four that nothing befalls; then four of which one is killed, of whose restart one gets SIGTERM, and the restart of that."""
+    together, stopped = config.parent / "four", config.parent / "four-stopped"
+    driver = lambda process, *what: [SIGNALLED.format(step=what[0], name=what[1]) if i == process else "" for i in range(4)]
+    done = ends(start_job(config, together, drivers=[""] * 4))
+    assert [code for code, *_ in done] == [0] * 4 and "4 process(es), data 4" in done[0][2], done
+    same_losses(uninterrupted, metrics(together))
+    began = start_job(config, stopped, drivers=driver(3, 11, "SIGKILL"))
+    began[3].wait(timeout=300)
+    died = time.monotonic()
+    done = ends(began, timeout=60)
+    took = time.monotonic() - died
+    print(f"process 3 killed: the others ended {took:.1f} s later with {[code for code, *_ in done[:3]]}")
+    assert done[3][0] == -9 and all(code != 0 for code, *_ in done) and took < 60, done
+    done = ends(start_job(config, stopped, drivers=driver(2, 15, "SIGTERM")))
+    assert [code for code, *_ in done] == [EXIT_PREEMPTED] * 4, done
+    (step,) = re.findall("SIGTERM: saved step ([0-9]+)", done[0][2])
+    assert "continuing from step 8" in done[0][2] and saved(stopped)[-1] == int(step) and 15 <= int(step) < 24, done
+    done = ends(start_job(config, stopped, drivers=[""] * 4))
+    assert [code for code, *_ in done] == [0] * 4 and f"continuing from step {step}" in done[0][2], done
+    assert metrics(stopped) == metrics(together)
 
 
 def test_a_killed_process_ends_the_job_within_a_minute_and_a_restart_is_exact(config, uninterrupted):
@@ -147,14 +174,14 @@ def test_a_killed_process_ends_the_job_within_a_minute_and_a_restart_is_exact(co
     for victim, step in ((1, 11), (0, 19)):
         drivers = ["", ""]
         drivers[victim] = SIGNALLED.format(step=step, name="SIGKILL")
-        began = start_two(config, workdir, drivers=drivers)
+        began = start_job(config, workdir, drivers=drivers)
         began[victim].wait(timeout=300)
         died = time.monotonic()
         done = ends(began, timeout=60)
         took = time.monotonic() - died
         print(f"process {victim} killed: the other ended {took:.1f} s later with {done[1 - victim][0]}")
         assert done[victim][0] == -9 and done[1 - victim][0] != 0 and took < 60, done
-    done = ends(start_two(config, workdir))
+    done = ends(start_job(config, workdir))
     assert [code for code, *_ in done] == [0, 0], done
     assert re.search("continuing from step (8|16)", done[0][2]), done[0][2]
     assert metrics(workdir) == uninterrupted
@@ -162,11 +189,11 @@ def test_a_killed_process_ends_the_job_within_a_minute_and_a_restart_is_exact(co
 
 def test_sigterm_to_one_process_saves_one_step_on_all(config, uninterrupted):
     workdir = config.parent / "terminated"
-    done = ends(start_two(config, workdir, drivers=["", SIGNALLED.format(step=3, name="SIGTERM")]))
+    done = ends(start_job(config, workdir, drivers=["", SIGNALLED.format(step=3, name="SIGTERM")]))
     assert [code for code, *_ in done] == [EXIT_PREEMPTED] * 2, done
     (step,) = re.findall("SIGTERM: saved step ([0-9]+)", done[0][2])
     assert saved(workdir)[-1] == int(step) and 3 <= int(step) < 24
-    done = ends(start_two(config, workdir))
+    done = ends(start_job(config, workdir))
     assert [code for code, *_ in done] == [0, 0] and f"continuing from step {step}" in done[0][2], done
     assert metrics(workdir) == uninterrupted
 

@@ -73,6 +73,7 @@ def exchanges(gradient: str, axes=(1, 1, 1, 4)) -> list[Collective]:
     command = [sys.executable, "-c", SCRIPT, gradient, json.dumps(axes)]
     done = subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "ematerialization" not in done.stderr, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     return [Collective(kind, tuple(map(tuple, shapes)), *rest) for kind, shapes, *rest in found]
 

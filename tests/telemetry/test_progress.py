@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from armt_jax.telemetry.progress import Progress, format_duration
+from armt_jax.telemetry.progress import LongWork, Progress, format_duration
 
 
 class Clock:
@@ -111,3 +111,11 @@ def test_bar_on_a_terminal():
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_long_work_speaks_up_every_few_seconds_and_short_work_never(clock):
+    stream = io.StringIO()
+    with LongWork("tokenising train, MB", stream, every=5.0, clock=clock) as work:
+        for clock.now, megabytes in [(0.1, 1), (4.9, 20), (5.1, 21), (6.0, 25), (10.2, 40)]:
+            work.reached(megabytes, tokens=megabytes * 1000)
+    assert stream.getvalue() == "tokenising train, MB 21 | tokens 21,000\ntokenising train, MB 40 | tokens 40,000\n"

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -16,6 +17,7 @@ FILE = "sentencepiece.model"
 # Training sees lines spread evenly over the corpus, up to about this many bytes: more changes the pieces little and costs minutes.
 TRAINING_BYTES = 10_000_000
 _LONGEST_LINE = 4000
+_SOON_TRAINED = 1_000_000  # bytes
 
 # The library slows down on longer texts.
 _PIECE_BYTES = 1 << 12
@@ -54,6 +56,8 @@ class PieceTokenizer(Tokenizer):
         """
         from sentencepiece import SentencePieceTrainer
 
+        if total_bytes > _SOON_TRAINED:
+            print(f"training a SentencePiece model of {vocab_size} pieces: minutes, once", file=sys.stderr, flush=True)
         model = io.BytesIO()
         try:
             SentencePieceTrainer.train(
