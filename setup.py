@@ -43,5 +43,6 @@ setup(
         "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "aot": ["jax[tpu]>=0.10,<0.13"],  # compiles without a TPU; JAX says which libtpu writes programs that it can read
+        "aot-gpu": ["jax-cuda13-plugin>=0.10,<0.13"],  # without CUDA's libraries, which compiling does not need
     },
 )

@@ -1,7 +1,9 @@
-"""Ahead of time: compiles a config's training step for a TPU slice that need not be there, and says whether it fits.
+"""Ahead of time: compiles a config's training step for a TPU slice or GPUs that need not be there, and says whether it fits.
 
     pip install -e '.[aot]'                                                libtpu, which compiles without a TPU
     python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=v5e:4x4 [--table=docs/results/aot.md]
+    pip install -e '.[aot-gpu]'                                            JAX's CUDA plugin, which compiles without a GPU and without CUDA
+    python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=h100:2x8
 
 Prints bytes per chip, operations per step, and what chips exchange; of a curriculum, those of the stage with the largest batches. Exit code
 1: it does not fit the chip's memory, or the config is wrong. No data is read: of a text, the config says enough.
@@ -20,14 +22,13 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from armt_jax.parallel.topologies import GIB, chip_memory, compiler_options, topology_devices
+
 # libtpu asks for these on a machine that is not a TPU's; and no other part of JAX shall look for one.
 ENVIRONMENT = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
-GIB = 2**30
-# Memory of a chip that JAX sees as one device, by the first part of a topology's name (Google Cloud's TPU system architecture pages).
-CHIP_MEMORY = {"v5e": 16 * GIB, "v5litepod": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, path[:variant].", lock_config=False, accept_new_attributes=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, like v5e:4x4 or v5p:4x4x4.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, like v5e:4x4 or v5p:4x4x4, or GPUs, like h100:8 or h100:4x8.")
 _TABLE = flags.DEFINE_string("table", None, "Markdown file that gets a row for this program.")
 
 
@@ -71,31 +72,6 @@ class DoesNotFit(RuntimeError):
     """The compiler found no way to run the program in the chip's memory."""
 
 
-def chip_memory(topology: str) -> int:
-    generation = topology.partition(":")[0]
-    if generation not in CHIP_MEMORY:
-        raise ValueError(f"--topology={topology}: the chip {generation!r} is unknown; known are {', '.join(CHIP_MEMORY)}, as in v5e:4x4")
-    return CHIP_MEMORY[generation]
-
-
-def topology_devices(topology: str):
-    """The devices of a TPU slice, as descriptions.
-
-    Raises:
-        ValueError: libtpu is missing, or does not know the slice.
-    """
-    chip_memory(topology)
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(topology, "tpu").devices
-    except (ImportError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"--topology={topology}: libtpu gives no such slice ({' '.join(str(error).split())[:300]}). Is it installed (the extra "
-            "'aot'), and are the sizes those of a slice, like v5e:4x4 or v5p:4x4x4?"
-        ) from error
-
-
 def abstract_batch(source, rows: int, sharding):
     """Shapes of a batch."""
     import jax
@@ -115,10 +91,10 @@ def abstract_batch(source, rows: int, sharding):
     return Batch(**batch)
 
 
-def compile_step(raw: Mapping[str, Any], devices):
+def compile_step(raw: Mapping[str, Any], devices, options: Mapping[str, Any] | None = None):
     """(compiled training step, its config, mesh, abstract state, abstract batch) of a plain config over `devices`.
 
-    It is that of the stage with the most tokens in a batch, whose model and task stand in the config returned.
+    It is that of the stage with the most tokens in a batch, whose model and task stand in the config returned. options: the compiler's.
     """
     import jax
 
@@ -143,7 +119,7 @@ def compile_step(raw: Mapping[str, Any], devices):
         config.model, optimizer, mesh, num_answers=config.task.num_answers, accumulate=train.accumulate, carries=carries
     )
     try:
-        return step.lower(state, batch, key).compile(), config, mesh, state, batch
+        return step.lower(state, batch, key).compile(dict(options or {})), config, mesh, state, batch
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -170,12 +146,12 @@ def utilisation(model, segments: int, stages: int) -> float:
 
 
 def report(name: str, topology: str, raw: Mapping[str, Any]) -> Report:
-    """Compiles the training step of a plain config for a slice. Raises DoesNotFit, and ValueError for a wrong config or slice."""
+    """Compiles the training step of a plain config for a topology. Raises DoesNotFit, and ValueError for a wrong config or topology."""
     from armt_jax.parallel.collectives import collectives, traffic
 
     devices = topology_devices(topology)
     began = time.monotonic()
-    compiled, config, mesh, state, batch = compile_step(raw, devices)
+    compiled, config, mesh, state, batch = compile_step(raw, devices, compiler_options(topology))
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
     segments = math.ceil(batch.tokens_BxN.shape[1] / config.model.recurrence.segment_length)
     return Report(

@@ -11,7 +11,9 @@ import jax
 import pytest
 
 from armt_jax import aot
+from armt_jax.parallel import topologies
 from armt_jax.parallel.collectives import Traffic
+from armt_jax.parallel.topologies import GIB
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -23,8 +25,8 @@ RAW = {
     "train": {"batch_size": 2, "stages": ({"steps": 2}, {"steps": 2, "batch_size": 4}, {"steps": 2}), "optimizer": {}},
 }
 FOUND = aot.Report(
-    name="scale:x", topology="v5e:4x4", mesh="stage 4", chips=4, tokens=2**30, segments=5, arguments=6 * aot.GIB, temporaries=9 * aot.GIB,
-    outputs=0, limit=16 * aot.GIB, flops=10**15, traffic=(Traffic("all-reduce", 2, 3 * aot.GIB, aot.GIB),), utilisation=0.625, seconds=1.0,
+    name="scale:x", topology="v5e:4x4", mesh="stage 4", chips=4, tokens=2**30, segments=5, arguments=6 * GIB, temporaries=9 * GIB,
+    outputs=0, limit=16 * GIB, flops=10**15, traffic=(Traffic("all-reduce", 2, 3 * GIB, GIB),), utilisation=0.625, seconds=1.0,
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def test_what_a_report_says():
     said = aot.describe(FOUND)
     assert FOUND.exchanged_per_token == 12 and "12 bytes, all chips" in said and "| 62% | 12 | all-reduce 3.00 (1.00) |" in aot.row(FOUND)
     assert "stage 4" in said and "15.00 of 16.00" in said and "62.5%" in said and "all-reduce: 2 in the program, 3.00 GiB" in said
-    assert FOUND.fits and not dataclasses.replace(FOUND, outputs=2 * aot.GIB).fits
+    assert FOUND.fits and not dataclasses.replace(FOUND, outputs=2 * GIB).fits
     assert "| scale:x | v5e:4x4 | stage 4 | 1,073,741,824 | 6.00 | 9.00 | 16.00 | yes |" in aot.row(FOUND)
 
 
@@ -68,8 +70,26 @@ def test_utilisation_is_the_share_of_cells_that_exist():
 
 
 def test_an_unknown_chip_is_named():
-    with pytest.raises(ValueError, match="--topology=v9:4x4.*v5e"):
-        aot.chip_memory("v9:4x4")
+    with pytest.raises(ValueError, match="--topology=v9:4x4.*v5e.*h100"):
+        topologies.chip_memory("v9:4x4")
+
+
+@pytest.mark.parametrize("sizes", ["", "0", "8x", "2x4x8", "4,8"])
+def test_what_is_no_number_of_gpus_is_named(sizes):
+    with pytest.raises(ValueError, match=f"--topology=h100:{sizes}: '{sizes}' .*h100:4x8"):
+        topologies.topology_devices(f"h100:{sizes}")
+
+
+def test_gpus_that_are_not_there():
+    """The real compiler: two hosts of two, and a step that is split over all four."""
+    if not importlib.util.find_spec("jax_plugins.xla_cuda13"):
+        with pytest.raises(ValueError, match="extra 'aot-gpu'"):
+            topologies.topology_devices("h100:2x2")
+        pytest.skip("JAX's CUDA plugin is not installed: pip install -e '.[aot-gpu]'")
+    tiny = ("backbone.width=256", "backbone.num_heads=2", "data.segments=4", "recurrence.segment_length=128", "backbone.vocab_size=512")
+    done = run_aot("--config=configs/scale.py:gpt2-pipeline", "--topology=h100:2x2", *(f"--config.{change}" for change in tiny))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mesh stage 4" in done.stdout and "collective-permute" in done.stdout and "of 79.65" in done.stdout, done.stdout
 
 
 def run_aot(*arguments):
