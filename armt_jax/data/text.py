@@ -9,6 +9,7 @@ import numpy as np
 from armt_jax.data.cache import SplitCounts, TokenisedText
 from armt_jax.data.corpus import CorpusConfig
 from armt_jax.data.metrics import PUBLISHED_AS, text_metrics
+from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import Batch, BatchSource, require_batch, require_int
 
 
@@ -57,8 +58,12 @@ class TextSource(BatchSource):
         with the next epoch."""
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.open().tokenizer
+
+    @property
     def vocab_size(self) -> int:
-        return self.corpus.open().tokenizer.vocab_size
+        return self.tokenizer.vocab_size
 
     @property
     def fingerprint(self) -> str:

@@ -26,7 +26,6 @@ from flax import nnx
 
 from armt_jax.checkpoint import CheckpointError, Checkpoints
 from armt_jax.config import resolve
-from armt_jax.data import TextSource
 from armt_jax.evaluation.evaluate import run_config
 from armt_jax.interop import parity
 from armt_jax.interop.huggingface import fields_of
@@ -218,8 +217,7 @@ def load_run(workdir: Path, checkpoint: str | int = "best", data_path: str | Non
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(restore_target(config, raw, mesh), step=checkpoint)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config.model, rngs=nnx.Rngs(0))))
-    tokenizer = config.task.corpus.open().tokenizer if isinstance(config.task, TextSource) else None
-    return nnx.merge(graphdef, restored.state.params), Origin(workdir, raw, restored.step, tokenizer)
+    return nnx.merge(graphdef, restored.state.params), Origin(workdir, raw, restored.step, config.task.tokenizer)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ global batch is the same on any number of hosts, and resuming at step n needs no
 
 import abc
 import dataclasses
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,11 @@ class BatchSource(abc.ABC):
     @property
     def fingerprint(self) -> str | None:
         """Of the data that batches are read from; a run goes on with the same data only. None: they are generated."""
+        return None
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of a text (armt_jax.data.tokenizers); None: ids are symbols of a task."""
         return None
 
     def num_steps(self, batch_size: int, split: str) -> int | None:

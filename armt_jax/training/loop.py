@@ -38,7 +38,7 @@ from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer, restart_schedule
 from armt_jax.training.restore import restore_target
 from armt_jax.training.step import StepMetrics, TrainState
-from armt_jax.training.workdir import agreed, held
+from armt_jax.training.workdir import agreed, held, keep_tokenizer
 from armt_jax.version import __version__
 
 # What a text's loss is shown as, beside itself.
@@ -92,6 +92,8 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog:
     data = {f"data of stage {i + 1}": task.fingerprint for i, task in enumerate(config.tasks)}
     agree("configs", agreed(raw) | data | {"version of armt_jax": __version__, "version of jax": jax.__version__})
     with held(workdir, raw), sigterm() as stop:
+        if is_main() and config.task.tokenizer is not None:
+            keep_tokenizer(workdir, config.task.tokenizer)
         with Checkpoints(workdir / "checkpoints", keep_last=config.train.keep_last) as checkpoints:
             run = Run(config, raw, workdir, checkpoints, stop, watchdog or StallWatchdog())
             try:

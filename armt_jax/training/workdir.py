@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -151,6 +152,24 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise WorkdirError(f"{path} cannot be written ({error}): free space there, or choose another --workdir") from error
+
+
+def keep_tokenizer(workdir: Path, tokenizer: Any) -> None:
+    """Writes the files of the run's tokenizer (armt_jax.data.tokenizers) into WORKDIR/tokenizer, once: the cache it came from may be gone.
+
+    Raises:
+        WorkdirError: they cannot be written.
+    """
+    folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
+    if folder.exists():
+        return
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        tokenizer.save(partial)
+        partial.rename(folder)
+    except OSError as error:
+        raise WorkdirError(f"{folder} cannot be written ({error}): free space there, or choose another --workdir") from error
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

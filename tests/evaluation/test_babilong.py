@@ -113,6 +113,8 @@ def test_training_runs_through_stages(config, tmp_path):
     logged = read_lines(tmp_path / "run" / "metrics.jsonl")
     sizes = [row["size"] for row in logged if "validation_exact_match" in row]
     assert sizes == [6, 7] and all(np.isfinite(row["validation_loss"]) for row in logged if "validation_loss" in row)
+    tokenizer = resolve(config).task.tokenizer
+    assert type(tokenizer).load(tmp_path / "run" / "tokenizer").fingerprint == tokenizer.fingerprint
     moved = override(config, {"task.stories": "/somewhere"})
     with pytest.raises(ValueError, match="somewhere"):
         resolve(moved)

@@ -198,6 +198,8 @@ def test_memory_resets_where_documents_begin(config, tmp_path):
 def test_a_run_goes_on_with_the_data_it_began_with(config, tmp_path):
     one = override(config, {"train.stages": [{"steps": 3}]})
     train(resolve(one), one, tmp_path / "run")
+    kept = type(resolve(one).task.tokenizer).load(tmp_path / "run" / "tokenizer")
+    assert kept.fingerprint == resolve(one).task.tokenizer.fingerprint, "the run has its tokenizer with it"
     moved = tmp_path / "moved"
     shutil.copytree(one["data"]["path"], moved)
     there = override(one, {"data.path": str(moved)})

@@ -20,6 +20,7 @@ from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
 from armt_jax.data.errors import DataError
+from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
 
 QUESTIONS = ("running", "apart")
@@ -89,6 +90,10 @@ class BabilongBatches(BatchSource):
 
     def opened(self) -> Background:
         return self.background.open(self.compat)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.opened().cache.tokenizer
 
     @property
     def codec(self) -> Codec:
