@@ -94,7 +94,7 @@ def measure(args) -> dict:
                 held.append(resident_mb())
         return marks, held
 
-    run(16_000 + 128 * 21)  # every size of call
+    run(128 * (2 * 64 + 16 + 4 + 1 + 1))  # every size of call, and the question in the last segment: nothing is compiled later
     marks, held = run(args.length)
     speeds = tenths(marks, marks[-1][0])
     return {
