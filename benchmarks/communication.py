@@ -90,6 +90,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="lm")
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--axes", default=",".join(AXES), help="of the meshes of two devices, those over one of these")
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
@@ -101,7 +102,11 @@ def main():
     else:
         split_cpu(2)
     counts = [args.processes] if args.processes > 1 else sorted(MESHES)
-    rows = [row(args.shape, axes) for count in counts for axes in MESHES[count]]
+    axes = args.axes.split(",")
+    if unknown := sorted(set(axes) - set(AXES)):
+        parser.error(f"--axes: {unknown[0]} is unknown, use some of {', '.join(AXES)}")
+    meshes = [mesh for count in counts for mesh in MESHES[count] if count == 1 or any(mesh.get(axis, 1) > 1 for axis in axes)]
+    rows = [row(args.shape, mesh) for mesh in meshes]
     if not is_main():
         return
     if not args.json:

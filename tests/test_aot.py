@@ -82,7 +82,7 @@ def test_what_is_no_number_of_gpus_is_named(sizes):
 
 def test_gpus_that_are_not_there():
     """The real compiler: two hosts of two, and a step that is split over all four."""
-    if not importlib.util.find_spec("jax_plugins.xla_cuda13"):
+    if not (importlib.util.find_spec("jax_plugins") and importlib.util.find_spec("jax_plugins.xla_cuda13")):
         with pytest.raises(ValueError, match="extra 'aot-gpu'"):
             topologies.topology_devices("h100:2x2")
         pytest.skip("JAX's CUDA plugin is not installed: pip install -e '.[aot-gpu]'")
