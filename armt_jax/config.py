@@ -138,7 +138,7 @@ def resolve_memory(fields: Mapping[str, Any]) -> MemoryConfig:
 # What `task.name` may say: tasks that are generated whole, and one that reads a text besides.
 TASK_NAMES: dict[str, type[BatchSource]] = {**TASKS, BabilongBatches.name: BabilongBatches}
 # Fields of "babilong" that stages share: others would be another experiment, under the wrong fingerprint.
-BABILONG_DATA = ("background", "stories", "compat", "segment_length")
+BABILONG_DATA = ("background", "stories", "compat")
 
 
 def resolve_task(fields: Mapping[str, Any], section: str = "task") -> BatchSource:
@@ -206,7 +206,8 @@ def _resolve_source(config: Mapping[str, Any], changes: Mapping[str, Any], secti
         task = _section("task", config["task"])
         if task.get("name") == BabilongBatches.name:
             _require_shared(changes, BABILONG_DATA, section, "task")
-            _take_segment_length(task, recurrence.get("segment_length"), "task")
+            task.update(changes)
+            _take_segment_length(task, recurrence.get("segment_length"), section)
         return resolve_task({**task, **changes}, section)
     # A stage of its own data would be another experiment, and carry the wrong fingerprint.
     _require_shared(changes, CORPUS_FIELDS, section, "data")
@@ -328,6 +329,12 @@ def _check_task(config: Config) -> None:
 
 def _check_babilong(config: Config) -> None:
     """A row of every size is made: missing files, facts that do not fit and tokenizers that do not serve are known before anything runs."""
+    last = config.tasks[-1].segment_length
+    if last != config.task.segment_length:
+        raise ValueError(
+            f"config: the last stage has task.segment_length = {last}, and task.segment_length = {config.task.segment_length}, with which "
+            "the run is evaluated: end with that one, or set it to the stage's"
+        )
     for i, source in enumerate(config.tasks):
         for size in source.sizes:
             for split in ("train", "validation"):

@@ -120,6 +120,23 @@ def test_training_runs_through_stages(config, tmp_path):
         resolve(moved)
 
 
+def test_segments_may_grow_from_stage_to_stage(config, tmp_path):
+    """A run is evaluated with task.segment_length, so it has to end with it."""
+    raw = json.loads(json.dumps(config))
+    del raw["recurrence"]["segment_length"]
+    raw["task"]["segment_length"] = 32
+    raw["train"]["stages"] = [{"steps": 1, "task": {"segment_length": 16, "segments": 10}}, {"steps": 1, "task": {"segments": 5}}]
+    resolved = resolve(raw)
+    assert [model.recurrence.segment_length for model in resolved.models] == [16, 32] and resolved.model == resolved.models[1]
+    assert [task.batch(0, 0, 2).tokens_BxN.shape for task in resolved.tasks] == [(2, 160), (2, 160)]
+    assert train(resolved, raw, tmp_path / "run").finished
+    raw["train"]["stages"].reverse()
+    with pytest.raises(ValueError, match=r"the last stage has task.segment_length = 16, and task.segment_length = 32"):
+        resolve(raw)
+    with pytest.raises(ValueError, match=r"train.stages\[1\].task.segment_length = 16 differs from recurrence.segment_length = 32"):
+        resolve({**raw, "recurrence": {"segment_length": 32}})
+
+
 def test_streams_answer_as_whole_samples_do(trained, tmp_path):
     """Every sample as one row through `generate`, without streams, batches and saves."""
     rows = sweeps.run_sweep(trained, [{}], tmp_path)
