@@ -2,7 +2,7 @@
 
 Compiling is what this costs, so the table is covered, not filled: ARMT on every mesh under both schedules; every other memory system on
 the mixed meshes; GPT-2, and Transformer-XL's own backbone (relative positions, adaptive softmax with tails), on one or two. The rest of
-it, every other memory system on the meshes left (MINUTES minutes on 2 cores), is for ARMT_JAX_EVERY_MESH=1. Backward passes other than
+it, every other memory system on the meshes left (3 minutes on 2 cores), is for ARMT_JAX_EVERY_MESH=1. Backward passes other than
 `store` are in test_pipeline.py.
 """
 
@@ -95,7 +95,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(part):
 @pytest.mark.parametrize("memory", OTHERS)
 def test_every_other_memory_on_the_meshes_left(memory):
     if not os.environ.get("ARMT_JAX_EVERY_MESH"):
-        pytest.skip("ARMT_JAX_EVERY_MESH is not set: the rest of the table takes MINUTES minutes")
+        pytest.skip("ARMT_JAX_EVERY_MESH is not set: the rest of the table takes 3 minutes")
     same_numbers([case for case in REST if case[1] == memory])
 
 
