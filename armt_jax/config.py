@@ -203,12 +203,11 @@ def _resolve_source(config: Mapping[str, Any], changes: Mapping[str, Any], secti
     """The config's task or text with some of its fields changed."""
     recurrence = _section("recurrence", config.get("recurrence", {}))
     if "task" in config:
-        task = _section("task", config["task"])
+        task = {**_section("task", config["task"]), **changes}
         if task.get("name") == BabilongBatches.name:
             _require_shared(changes, BABILONG_DATA, section, "task")
-            task.update(changes)
             _take_segment_length(task, recurrence.get("segment_length"), section)
-        return resolve_task({**task, **changes}, section)
+        return resolve_task(task, section)
     # A stage of its own data would be another experiment, and carry the wrong fingerprint.
     _require_shared(changes, CORPUS_FIELDS, section, "data")
     return resolve_data({**_section("data", config["data"]), **changes}, recurrence.get("segment_length"), section)
