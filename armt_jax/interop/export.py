@@ -78,11 +78,11 @@ def check_exportable(config: ModelConfig, format: str) -> None:
     if format == "reference":
         if type(memory) not in (ARMT, RMT):
             raise ValueError(f"--format=reference: the published code has no memory {type(memory).__name__}; it has armt and rmt")
-        if isinstance(memory, ARMT) and (memory.num_heads, memory.key_norm, memory.nu, memory.beta_max) != (1, "none", 3, 1.0):
-            raise ValueError(
-                f"--format=reference: the published code computes memory.num_heads = 1, key_norm = 'none', nu = 3, beta_max = 1, and this "
-                f"model has {memory.num_heads}, {memory.key_norm!r}, {memory.nu}, {memory.beta_max}: use --format=hf"
-            )
+        published = dict(num_heads=1, key_norm="none", nu=3, beta_max=1.0, read_floor=0.0)
+        own = {name: getattr(memory, name) for name in published} if isinstance(memory, ARMT) else published
+        if own != published:
+            computes, has = (", ".join(f"{name} = {value!r}" for name, value in each.items()) for each in (published, own))
+            raise ValueError(f"--format=reference: the published code computes memory.{computes}; this model has {has}: use --format=hf")
 
 
 def describe(config: ModelConfig, format: str) -> Written:

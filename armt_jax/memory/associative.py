@@ -12,10 +12,12 @@ and after the layer, for the outputs m_i at the memory tokens, all against the A
     A <- A + sum_i beta_i k_i (v_i - old_i)^T,   z <- z + sum_i gamma_i k_i
     gamma_i = clip(1 - (z k_i + eps) / (|k_i|^2 + eps), 0, 1), no gradient through it;  1 without correction and while the memory is empty.
 
-The eps, the clip, the stopped gradient and the empty case are those of the published code; the paper's equations have none of them.
+The eps, the clip, the stopped gradient and the empty case are those of the published code; the paper's equations have none of them. With
+`read_floor`, which is ours, both divisors q z and z k_i are at least that: where hardly anything is written, a read fades.
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -115,11 +117,12 @@ class AssociativeMemory(LayerMemory):
     def _features(self, projected_BxTxd: jax.Array) -> jax.Array:
         return KEY_NORMS[self.config.key_norm](dpfp(self._heads(projected_BxTxd), self.config.nu))
 
-    @staticmethod
-    def _recall(k_BxHxTxK: jax.Array, state: AssociativeState) -> tuple[jax.Array, jax.Array]:
+    def _recall(self, k_BxHxTxK: jax.Array, state: AssociativeState) -> tuple[jax.Array, jax.Array]:
         """(k A / (k z + eps) [B, H, T, d], k z [B, H, T])."""
         weight = jnp.einsum("bhtk,bhk->bht", k_BxHxTxK, state.z_BxHxK)
-        return batched_product(k_BxHxTxK, state.A_BxHxKxd) / (weight + EPSILON)[..., None], weight
+        floor = self.config.read_floor
+        divisor = jnp.maximum(weight, floor) if floor else weight
+        return batched_product(k_BxHxTxK, state.A_BxHxKxd) / (divisor + EPSILON)[..., None], weight
 
     def read(self, x_BxTxD, state, layout):
         found, _ = self._recall(self._features(self.query(x_BxTxD)), state)
@@ -174,6 +177,11 @@ class ARMT(MemoryConfig):
             no mass yet) and later writes add none to it (gamma 0 as n0 >= 1). The read is r = k A / n0, and n like tokens with value v
             add n beta k (v - r)^T to A, so r <- r + (n beta / n0) (v - r): the share replaced is n beta / n0. With as many like tokens
             as at first it is beta: a key's newest value can displace the old one at once only where beta_max is near 1.
+        read_floor: smallest divisor of a read; 0 as published. q z is what of the query's features was ever written: with unit keys 1 and
+            more at a key that was written, near 0 where the query has little in common with all of them. The published read divides by
+            that little, so what says least is read loudest: on text, where every word asks, it is noise, and its gradient now and then
+            is ten times all the others together (docs/results/wikitext2.md). With 1 such a read fades with q z, and one at a written
+            key stays as it is. Wants key_norm "l2": the size of other keys is free, and what 1 means with it.
         value_std: initial scale of W_v; 0 as published, None for 1/sqrt(D).
         memory_std: initial scale of the memory tokens; None: that of the token embeddings.
     """
@@ -185,6 +193,7 @@ class ARMT(MemoryConfig):
     correction: bool = True
     key_norm: str = "none"
     beta_max: float = 1.0
+    read_floor: float = 0.0
     positions: str = "running"
     value_std: float | None = 0.0
     memory_std: float | None = None
@@ -198,6 +207,10 @@ class ARMT(MemoryConfig):
             raise ValueError(f"memory.key_norm = {self.key_norm!r} must be one of {tuple(KEY_NORMS)}")
         if not 0.0 < self.beta_max <= 1.0:
             raise ValueError(f"memory.beta_max = {self.beta_max} must lie in (0, 1]: it scales the sigmoid of the write gate")
+        if not (0.0 <= self.read_floor < math.inf):
+            raise ValueError(f"memory.read_floor = {self.read_floor} must be 0, as published, or more: it bounds a divisor from below")
+        if self.read_floor and self.key_norm == "none":
+            raise ValueError(f"memory.read_floor = {self.read_floor} needs memory.key_norm = 'l2': without it a key's size is free")
         if self.num_heads < 1:
             raise ValueError(f"memory.num_heads = {self.num_heads} must be at least 1")
         if self.d_mem < 1 or self.d_mem % self.num_heads:

@@ -125,7 +125,7 @@ SYSTEMS = (
     System("parallel-rmt", LLAMA, ParallelRMT(num_memory_tokens=2)),
     System("transformer-xl", XL_ADAPTIVE, TransformerXLCache(3), reach=L),
     System("cache-rotary", LLAMA, TransformerXLCache(3), reach=L, align="right"),
-    System("armt-xl", XL, ARMTXL(num_memory_tokens=2, d_mem=8, value_std=None, key_norm="l2", cache_length=3), align="right"),
+    System("armt-xl", XL, ARMTXL(**SMALL | dict(d_mem=8), key_norm="l2", read_floor=0.5, cache_length=3), align="right"),
     System("rmt-xl", XL, RMTXL(num_memory_tokens=2, cache_length=6, cached="text")),
     System("gated-slots", NEOX, GatedSlotsConfig()),
 )

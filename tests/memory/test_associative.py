@@ -192,6 +192,40 @@ def test_beta_max_scales_the_gate():
     np.testing.assert_allclose(one, 0.25 * other, rtol=1e-6)
 
 
+def test_a_read_fades_where_little_was_written_and_is_whole_at_a_written_key():
+    plain, floored = (saturate(memory(tokens=1, key_norm="l2", read_floor=floor)) for floor in (0.0, 1.0))
+    x = normal(3, B, 1, D)
+    state = written(floored, x, floored.init_state(B))
+    k = plain._features(plain.key(x))
+    np.testing.assert_allclose(floored._recall(k, state)[0], plain._recall(k, state)[0], rtol=1e-4)
+    np.testing.assert_allclose(floored._recall(k, state)[0][:, 0], plain.value(x), rtol=1e-3)
+    # A query that shares a thousandth of itself with the key: the published read gives the whole value back, this one a thousandth.
+    other = jnp.zeros_like(k).at[..., int(jnp.argmin(k[0, 0, 0]))].set(1.0)[:1]
+    query, first = 1e-3 * k[:1] + other, jax.tree.map(lambda leaf: leaf[:1], state)
+    found, weight = plain._recall(query, first)
+    assert 5e-4 < float(weight[0, 0, 0]) < 1e-1
+    np.testing.assert_allclose(found[:, 0], plain.value(x)[:1], rtol=3e-2)
+    np.testing.assert_allclose(floored._recall(query, first)[0][:, 0], weight[0, 0, 0] * plain.value(x)[:1], rtol=3e-2)
+
+
+def test_the_gradient_of_a_read_is_bounded_by_the_floor():
+    """Of the read with respect to the query's features, which the published division makes as large as 1 / (q z)^2."""
+    found = {}
+    for floor in (0.0, 1.0):
+        m = memory(key_norm="l2", read_floor=floor)
+        K = m.config.key_features
+        state = AssociativeState(normal(0, 1, 1, K, D), jnp.full((1, 1, K), 1e-3))
+        q = jnp.full((1, 1, 1, K), K**-0.5)
+        found[floor] = float(jnp.abs(jax.jacrev(lambda q: m._recall(q, state)[0])(q)).max())  # noqa: B023
+    assert found[1.0] < 5 and found[0.0] > 50
+
+
+@pytest.mark.parametrize("floor, key_norm, word", [(-1.0, "l2", "read_floor = -1.0"), (1.0, "none", "key_norm = 'l2'")])
+def test_a_floor_that_cannot_be_is_refused(floor, key_norm, word):
+    with pytest.raises(ValueError, match=word):
+        ARMT(num_memory_tokens=1, d_mem=4, key_norm=key_norm, read_floor=floor)
+
+
 @pytest.mark.parametrize("beta_max", [0.0, 1.5, -1.0])
 def test_a_gate_that_cannot_be_is_refused(beta_max):
     with pytest.raises(ValueError, match="beta_max"):

@@ -271,7 +271,7 @@ class AssociativeMemory(nn.Module):
         D, memory = config.backbone["width"], config.memory
         self.heads, self.nu = memory.get("num_heads", 1), memory["nu"]
         self.unit_keys, self.correction = memory.get("key_norm") == "l2", memory["correction"]
-        self.beta_max = memory.get("beta_max", 1.0)
+        self.beta_max, self.read_floor = memory.get("beta_max", 1.0), memory.get("read_floor", 0.0)
         self.query = nn.Linear(D, memory["d_mem"], bias=False)
         self.key = nn.Linear(D, memory["d_mem"], bias=False)
         self.value = nn.Linear(D, D, bias=False)
@@ -293,10 +293,10 @@ class AssociativeMemory(nn.Module):
         seen = square > 1e-24
         return k * torch.where(seen, torch.rsqrt(torch.where(seen, square, torch.ones_like(square))), torch.zeros_like(square))
 
-    @staticmethod
-    def _recall(k, A, z):
+    def _recall(self, k, A, z):
         weight = (k @ z[..., None])[..., 0]
-        return k @ A / (weight + EPSILON)[..., None], weight
+        divisor = weight.clamp(min=self.read_floor) if self.read_floor else weight
+        return k @ A / (divisor + EPSILON)[..., None], weight
 
     def read(self, x, A, z):
         found, _ = self._recall(self._features(self.query(x)), A, z)
