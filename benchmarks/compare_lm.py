@@ -4,15 +4,15 @@
                                     [--train.max_stage_steps=100 ...]
 
 From the root of the repository. Each run is a process of its own, `python train.py ...` and then `python eval.py ...`; both commands are
-printed, and stand in the results, so that every number can be had again. Started again, finished runs are not repeated and a broken one
-goes on from its checkpoint. Other arguments, --a.b=value, are overrides of the config for all runs.
+printed, and stand in the results, so that every number can be had again. Started again, finished runs are not repeated (their speed is
+measured again) and a broken one goes on from its checkpoint. Other arguments, --a.b=value, are overrides of the config for all runs.
 
 Every run has to be read in the same ways: readings of other names (windows of another length) are not put into one table or plot.
 
 Written to --out (default runs/compare-<dataset>-<size>): results.csv and results.jsonl (a row a run), table.md, by_segment and by_position
 (csv, png), and the runs, <system>-<seed>/. "memory off": the same parameters, with the memory emptied before every segment. temp MB is the
-compiled training step's peak temporary memory (XLA's memory analysis): no parameters, gradients or optimizer state. tokens/s is the median
-of the training log.
+compiled training step's peak temporary memory (XLA's memory analysis): no parameters, gradients or optimizer state. tokens/s is that of
+training steps of all systems taking turns in one process (benchmarks/steps_in_turn.py), measured at the end and not while the runs train.
 """
 
 import argparse
@@ -84,8 +84,7 @@ def facts(workdir: Path, readings: list[dict]) -> dict:
     sliding = next((each[figure] for name, each in by_name.items() if name.startswith("sliding")), None)
     return {
         "figure": figure, "test": on[figure], "memory_off": off[figure], "sliding": sliding, "nats_per_token": on["nats_per_token"],
-        "best_step": on["step"], "steps": logged[-1]["step"], "tokens_per_s": statistics.median(each["tokens_per_s"] for each in logged),
-        "data_wait": statistics.median(each["data_wait"] for each in logged), **compiled(workdir),
+        "best_step": on["step"], "steps": logged[-1]["step"], "data_wait": statistics.median(each["data_wait"] for each in logged),
     }  # fmt: skip
 
 
@@ -101,39 +100,16 @@ def require_alike(read: dict[str, list[dict]]) -> None:
             )
 
 
-def compiled(workdir: Path) -> dict:
-    """Parameters and temporary memory of the training step, compiled in a process of its own (this one holds no devices)."""
-    script = f"import sys; sys.argv = ['']; from benchmarks import compare_lm; compare_lm.print_memory({str(workdir)!r})"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True)
+def side_by_side(args) -> dict[str, dict]:
+    """{system: parameters, memory and speed of its training step}, measured in one process in which the systems take turns."""
+    workdirs = [str(args.out / f"{system}-{args.seeds[0]}") for system in args.systems]
+    words = command("benchmarks/steps_in_turn.py", *workdirs)
+    print(f"$ {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, text=True, stdout=subprocess.PIPE)
     if done.returncode:
-        sys.exit(f"error: the training step of {workdir} does not compile:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def print_memory(workdir: str) -> None:
-    import jax
-
-    from armt_jax.config import resolve
-    from armt_jax.evaluation.evaluate import run_config
-    from armt_jax.parallel.mesh import make_mesh, put_batch
-    from armt_jax.parallel.processes import split_cpu
-    from armt_jax.training import carried
-    from armt_jax.training import step as steps
-    from armt_jax.training.optimizer import make_optimizer
-
-    config = resolve(run_config(Path(workdir)))
-    split_cpu(config.mesh.cpu_devices)
-    mesh, source, rows = make_mesh(config.mesh), config.tasks[-1], config.train.batch_of(config.train.stages[-1])
-    model, optimizer = config.models[-1], make_optimizer(config.train.optimizer, config.train.stages[-1].steps)
-    carries = source.carries_state
-    state = steps.abstract_state(model, optimizer, mesh, rows if carries else None)
-    step = steps.make_train_step(model, optimizer, mesh, num_answers=0, accumulate=config.train.accumulate, carries=carries)
-    batch = put_batch(source.batch(0, 0, rows), mesh)
-    analysis = step.lower(state, batch, jax.random.key(0)).compile().memory_analysis()
-    memory = carried.abstract_memory(model, rows)
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    found = {"parameters": count(state.params), "state_floats_a_row": count(memory) // rows}
-    print(json.dumps(found | {"temp_mb": round(analysis.temp_size_in_bytes / 2**20, 1), "device": jax.devices()[0].device_kind}))
+        sys.exit(f"error: {shlex.join(words)} ended with {done.returncode}")
+    rows = dict(zip(args.systems, map(json.loads, done.stdout.splitlines()), strict=True))
+    return {system: {name: value for name, value in row.items() if name != "workdir"} for system, row in rows.items()}
 
 
 def verdict(values: list[float], baseline: list[float]) -> str:
@@ -152,7 +128,7 @@ def table(rows: list[dict], args, overrides: list[str]) -> str:
     column = lambda group, name: [row[name] for row in group]
     for system, group in by_system.items():
         none = by_system.get("none")
-        speed, temp = statistics.median(column(group, "tokens_per_s")), group[0]["temp_mb"]
+        speed, temp = group[0]["tokens_per_s"], group[0]["temp_mb"]
         beats = "-" if none is None or system == "none" else verdict(column(group, "test"), column(none, "test"))
         cells = (
             system, f"{group[0]['parameters']:,}", mean_text(column(group, "test")), mean_text(column(group, "memory_off")),
@@ -186,6 +162,8 @@ def main():
     for seed in args.seeds:  # seed by seed: every system has something early on
         for system in args.systems:
             rows.append(one_run(args, overrides, system, seed))
+    steps = side_by_side(args)
+    rows = [{**row, **steps[row["system"]]} for row in rows]
     rows.sort(key=lambda row: (args.systems.index(row["system"]), row["seed"]))
     folders = {f"{row['system']}-{row['seed']}": row["system"] for row in rows}
     read = {folder: report.read_results(args.out / folder / "evaluation" / "results.jsonl") for folder in folders}

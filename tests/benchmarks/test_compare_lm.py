@@ -19,7 +19,8 @@ def compare(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(module, "compiled", lambda _: {"parameters": 1000, "state_floats_a_row": 8, "temp_mb": 12.3, "device": "cpu"})
+    steps = {"parameters": 1000, "state_floats_a_row": 8, "temp_mb": 12.3, "device": "cpu", "tokens_per_s": 100.0}
+    monkeypatch.setattr(module, "side_by_side", lambda args: dict.fromkeys(args.systems, steps))
     return module
 
 
