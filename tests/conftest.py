@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flags = ["--xla_backend_optimization_level=0"]
+# One module for LLVM and not 32: two workers keep two cores busy anyway.
+flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Later versions have no such flag, and XLA ends the process at one it does not know.
     flags.append("--xla_cpu_use_fusion_emitters=false")

@@ -9,9 +9,9 @@ from armt_jax.parallel.rules import path_string
 from tests.memory.harness import TOKENS, close, tokens_of
 from tests.memory.systems import B, S, System, T
 
-STRATEGIES = [("sequential", "remat"), ("sequential", "reversible"), ("diagonal", "reversible")]
-# Autodiff of the diagonals: the same tick for every memory, so these stand for all.
-PLAIN_DIAGONALS, ON = [("diagonal", "store"), ("diagonal", "remat")], ("armt", "gated-slots")
+OWN = [("sequential", "reversible"), ("diagonal", "reversible")]  # what takes a memory's own `undo`
+# Autodiff of the same tick for every memory, so two stand for all.
+AUTODIFF, ON = [("sequential", "remat"), ("diagonal", "store"), ("diagonal", "remat")], ("armt", "gated-slots")
 
 
 def lengths(align: str) -> tuple[int, ...]:
@@ -49,9 +49,9 @@ def test_schedules_and_strategies_agree(harness, case):
     if case == "everything":
         tokens, weights, options = everything(harness.system)
         _, state = harness.run(tokens_of(seed=4))
-        combinations = STRATEGIES + (PLAIN_DIAGONALS if harness.system.name in ON else [])
+        combinations = OWN + (AUTODIFF if harness.system.name in ON else [])
     else:
-        # No mask, no reset. Remat is what autodiff makes of the same tick, and on a diagonal there are always masks: both as above.
+        # No mask, no reset; on a diagonal there are always masks, so that is as above.
         tokens, weights, options = TOKENS, np.ones(TOKENS.shape, np.float32), {}
         state = harness.fresh()
         combinations = [("sequential", "reversible")]
@@ -87,7 +87,7 @@ def segments_reached(harness, loss_segment: int, schedule: str, strategy: str, b
     return segments_of(grads)
 
 
-@pytest.mark.parametrize("schedule, strategy", [("sequential", "store"), *STRATEGIES[1:]])
+@pytest.mark.parametrize("schedule, strategy", [("sequential", "store"), *OWN])
 def test_gradient_reaches_exactly_as_far_as_the_truncation(harness, schedule, strategy):
     """Stretches of 3 segments counted from the end: {0}, {1, 2, 3}."""
     if schedule == "diagonal" and not harness.system.local:

@@ -36,12 +36,12 @@ REST = [
 ]
 
 SCRIPT = """
-import functools, json, sys
+import dataclasses, functools, json, sys
 import jax, numpy as np
 from armt_jax.config import resolve_backbone, resolve_memory
 from armt_jax.model import ModelConfig, RecurrenceConfig
 from armt_jax.parallel.mesh import AXES, MeshConfig, make_mesh, put_batch
-from armt_jax.parallel.rules import path_string
+from armt_jax.parallel.rules import path_string, shardings
 from armt_jax.tasks import Batch
 from armt_jax.training import step as steps
 
@@ -55,6 +55,11 @@ rng = np.random.default_rng(0)
 tokens, targets = rng.integers(0, V, (2, B, S * T), dtype=np.int32)
 batch = Batch(tokens, targets, rng.choice([0.0, 0.5, 1.0], tokens.shape).astype(np.float32), np.zeros_like(tokens))
 
+@functools.cache
+def initial(config):
+    # The same on every mesh (test_step.py), so made once: each mesh would be a program to compile.
+    return jax.tree.map(np.asarray, steps.create_params(config, 0, make_mesh(MeshConfig(data=1), jax.devices()[:1])))
+
 def compute(backbone, memory, schedule, mesh):
     cuts = dict(cutoffs=(8,)) if backbone == "transformer_xl" else {}
     fields = dict(name=backbone, vocab_size=V, num_layers=L, width=16, num_heads=8, max_positions=16, kernel_std=None, embedding_std=0.5)
@@ -63,7 +68,8 @@ def compute(backbone, memory, schedule, mesh):
     )
     graphdef, _ = steps.abstract_model(config)
     gradients = jax.jit(functools.partial(steps.gradients, graphdef, 0, 1, mesh))
-    grads, metrics, _ = gradients(steps.create_params(config, 0, mesh), None, put_batch(batch, mesh), None)
+    params = initial(dataclasses.replace(config, recurrence=RecurrenceConfig(T)))
+    grads, metrics, _ = gradients(jax.device_put(params, shardings(params, mesh)), None, put_batch(batch, mesh), None)
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     found = {path_string(path): np.asarray(leaf) for path, leaf in leaves}
     found.pop("layers/block/attention/key/bias", None)  # zero in exact arithmetic: softmax ignores it

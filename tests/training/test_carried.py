@@ -189,17 +189,16 @@ def train(mesh, accumulate=1):
 
 
 reference, losses, after = train(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-for axes, shard in ((dict(data=8), 2), (dict(data=1, fsdp=8), 2), (dict(data=4, stage=2), 4)):
-    for accumulate in (1, 2):
-        mesh = make_mesh(MeshConfig(**axes))
-        state, found, carried = train(mesh, accumulate)
-        np.testing.assert_allclose(found, losses, rtol=2e-4, err_msg=str(axes))
-        for got, want in ((state.carried, reference.carried), (carried, after)):
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4, err_msg=str(axes)), got, want)
-            hidden = jax.tree.leaves(got.state.layers)[0]
-            layers = 2 // axes.get("stage", 1)
-            assert hidden.addressable_shards[0].data.shape[:2] == (layers, shard), (axes, hidden.sharding)
-            assert got.state.tokens.addressable_shards[0].data.shape[0] == shard
+for axes, shard, accumulate in ((dict(data=8), 2, 1), (dict(data=1, fsdp=8), 2, 2), (dict(data=4, stage=2), 4, 2)):
+    mesh = make_mesh(MeshConfig(**axes))
+    state, found, carried = train(mesh, accumulate)
+    np.testing.assert_allclose(found, losses, rtol=2e-4, err_msg=str(axes))
+    for got, want in ((state.carried, reference.carried), (carried, after)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4, err_msg=str(axes)), got, want)
+        hidden = jax.tree.leaves(got.state.layers)[0]
+        layers = 2 // axes.get("stage", 1)
+        assert hidden.addressable_shards[0].data.shape[:2] == (layers, shard), (axes, hidden.sharding)
+        assert got.state.tokens.addressable_shards[0].data.shape[0] == shard
 """
 
 

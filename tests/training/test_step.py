@@ -254,11 +254,12 @@ moved = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), refere
 assert max(jax.tree.leaves(moved)) > 5e-3, moved
 assert losses[0, 0] != losses[1, 0] and losses[0, 1] == 16 * 4, losses
 up = "layers/block/mlp/up/kernel"
-for axes, spec, shard in (
+meshes = [
     (dict(data=8), P("stage", "fsdp", "tensor"), (2, 16, 64)),
-    (dict(data=1, fsdp=8), P("stage", "fsdp", "tensor"), (2, 2, 64)),
     (dict(data=2, fsdp=2, tensor=2), P("stage", "fsdp", "tensor"), (2, 8, 32)),
-):
+    (dict(data=1, fsdp=8), P("stage", "fsdp", "tensor"), (2, 2, 64)),
+]
+for axes, spec, shard in meshes if sys.argv[1] == "armt" else meshes[:2]:
     mesh = make_mesh(MeshConfig(**axes))
     first, state, found = train(mesh)
     jax.tree.map(np.testing.assert_array_equal, first, start)  # placement does not change the initial values

@@ -40,6 +40,8 @@ class BabilongBatches(BatchSource):
     Attributes:
         background: which text, and how it is tokenised. task: "qa1" to "qa20".
         stories: folder of the published files; None: stories are generated (qa1 to qa10). max_facts: stories with more are left out.
+        generate: train on generated stories though `stories` names files, of which validation and test then are. Files have few short
+            stories (1,800 of two facts), and a model that is slow to use its memory learns those by heart before.
         segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
         question: "running" or "apart", see above.
         questions: asked about each row at most, one behind the answer of the other. More than one, for more signal, of qa1 alone: about
@@ -57,6 +59,7 @@ class BabilongBatches(BatchSource):
     task: str = "qa1"
     stories: str | None = None
     max_facts: int | None = None
+    generate: bool = False
     segments: int | tuple[int, ...] = 2
     segment_length: int = 64
     question: str = "running"
@@ -84,9 +87,10 @@ class BabilongBatches(BatchSource):
 
     # -- what the text and the stories say -------------------------------------------------------------------------------
 
-    @property
-    def story_source(self) -> StorySource:
-        return GeneratedStories(self.max_facts) if self.stories is None else StoryFiles(self.stories, self.max_facts)
+    def story_source(self, split: str) -> StorySource:
+        if self.stories is None or (self.generate and split == "train"):
+            return GeneratedStories(self.max_facts)
+        return StoryFiles(self.stories, self.max_facts)
 
     def opened(self) -> Background:
         return self.background.open(self.compat)
@@ -105,11 +109,12 @@ class BabilongBatches(BatchSource):
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.opened().fingerprint}/{self.story_source.fingerprint(self.task, 'train')}"
+        stories = dict.fromkeys(self.story_source(split).fingerprint(self.task, split) for split in ("train", "validation"))
+        return "/".join([self.opened().fingerprint, *stories])
 
     def samples(self, split: str, length: int, seed: int = 0, facts_within: int | None = None) -> BabilongSamples:
         """The samples of any length of the same task, text and stories."""
-        return BabilongSamples(self.task, split, length, self.background, self.story_source, seed, self.compat, facts_within)
+        return BabilongSamples(self.task, split, length, self.background, self.story_source(split), seed, self.compat, facts_within)
 
     # -- sizes -----------------------------------------------------------------------------------------------------------
 
@@ -126,7 +131,7 @@ class BabilongBatches(BatchSource):
 
     def num_steps(self, batch_size: int, split: str) -> int | None:
         """Of files, steps that read the split once; stories that are left of the last step come first in it."""
-        count = self.story_source.count(self.task, split, self.compat)
+        count = self.story_source(split).count(self.task, split, self.compat)
         return None if count is None or split == "train" else max(1, count // batch_size)
 
     # -- rows ------------------------------------------------------------------------------------------------------------
@@ -168,7 +173,8 @@ class BabilongBatches(BatchSource):
     def _fitting_story(self, rng, seed: int, split: str, number: int, size: int):
         """(index, story, ids of questions and answers, their groups, fewest tokens of context): the row's own story, or the first drawn
         that fits."""
-        source, index, count = self.story_source, number % _WORD, self.story_source.count(self.task, split, self.compat)
+        source, index = self.story_source(split), number % _WORD
+        count = source.count(self.task, split, self.compat)
         if split != "train" and count is not None:
             index %= count
         for _ in range(_ATTEMPTS):

@@ -139,19 +139,36 @@ def test_the_text_may_weigh(source):
     assert not batch.weights_BxN[~batch.valid_BxN].any()
 
 
-def test_files_end(background, tmp_path):
-    folder = tmp_path / "babi"
-    folder.mkdir()
+@pytest.fixture
+def from_files(background, tmp_path):
+    """Two persons, four rooms."""
     story = "1 Mary moved to the {}.\n2 John went to the garden.\n3 Where is Mary? \t{}\t1\n"
     rooms = ("office", "garden", "kitchen", "hallway")
     for split in ("train", "test"):
-        (folder / f"qa1_single-supporting-fact_{split}.txt").write_text("".join(story.format(r, r) for r in rooms * 10))
-    source = BabilongBatches(background, stories=str(folder), segments=4, segment_length=64)
+        (tmp_path / f"qa1_single-supporting-fact_{split}.txt").write_text("".join(story.format(r, r) for r in rooms * 10))
+    return BabilongBatches(background, stories=str(tmp_path), segments=4, segment_length=64)
+
+
+def test_files_end(from_files):
+    source = from_files
     assert source.num_steps(3, "test") == 13 and source.num_steps(3, "validation") == 1 and source.num_steps(3, "train") is None
     assert source.num_steps(50, "validation") == 1
     source.batch(0, 0, 50, "validation")  # more rows than stories: some come twice
     generated = dataclasses.replace(source, stories=None)
     assert generated.num_steps(3, "test") is None and generated.fingerprint != source.fingerprint
+
+
+def test_training_may_be_on_generated_stories_and_the_rest_on_files(from_files):
+    mixed, generated = dataclasses.replace(from_files, generate=True), dataclasses.replace(from_files, stories=None)
+    same = lambda a, b, split: all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a.batch(1, 2, 6, split)), jax.tree.leaves(b.batch(1, 2, 6, split)))
+    )
+    assert same(mixed, generated, "train") and not same(mixed, from_files, "train")
+    for split in ("validation", "test"):
+        assert same(mixed, from_files, split) and not same(mixed, generated, split)
+        assert mixed.num_steps(3, split) == from_files.num_steps(3, split)
+    assert mixed.samples("test", 300).stories == from_files.samples("test", 300).stories
+    assert len({each.fingerprint for each in (mixed, generated, from_files)}) == 3
 
 
 @pytest.mark.parametrize(
