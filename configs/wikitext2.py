@@ -20,7 +20,7 @@ SYSTEMS = ("none", "transformer_xl", "rmt", "armt", "rmt_xl", "armt_xl")
 VARIANTS = (*SYSTEMS, *(f"{system}-cpu" for system in SYSTEMS))
 CACHE = dict(cache_length=32)
 RMT = dict(num_memory_tokens=4)
-ARMT = dict(num_memory_tokens=1, d_mem=16, key_norm="l2")
+ARMT = dict(num_memory_tokens=1, d_mem=16, key_norm="l2", read_floor=1.0)
 MEMORIES = {"none": {}, "transformer_xl": CACHE, "rmt": RMT, "armt": ARMT, "rmt_xl": RMT | CACHE, "armt_xl": ARMT | CACHE}
 
 
