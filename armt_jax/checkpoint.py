@@ -249,9 +249,13 @@ class Checkpoints:
 
     def _is_saved(self, step: int, record: dict) -> bool:
         try:
-            return _together(lambda: self._read_record(step)) == record and step not in self._damaged
+            same = _together(lambda: self._read_record(step)) == record and step not in self._damaged
         except _Damaged:
             return False
+        if jax.process_count() == 1:
+            return same
+        # The record is process 0's, and its meta may name paths of that process's own; what follows all have to do together.
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(same)))
 
     def _steps_to_keep(self, steps: list[int]) -> set[int]:
         ranks = self._ranks([step for step in steps if step not in self._pending and step not in self._damaged])
@@ -379,6 +383,11 @@ class Checkpoints:
 
     def _read_arrays(self, step: int, target: dict[str, Any]) -> dict[str, jax.Array]:
         wanted = {name: _with_sharding(name, leaf) for name, leaf in target.items()}
+        for name, leaf in wanted.items():
+            try:
+                leaf.sharding.shard_shape(leaf.shape)
+            except ValueError as error:
+                raise CheckpointError(f"{self._path(step)}: {name} {list(leaf.shape)} cannot lie on this mesh: {_brief(error)}") from error
         filled = ocp.args.StandardRestore({name: leaf for name, leaf in wanted.items() if leaf.size})
         try:
             # Not manager.restore(): it ends at a barrier, where the others would wait for a process that found damage

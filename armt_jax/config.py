@@ -247,27 +247,51 @@ def resolve(config: Any) -> Config:
     """
     config = plain(config)
     _check_sections(config)
-    task = _resolve_source(config, {}, "task" if "task" in config else "data")
-    model = resolve_model(config, task)
-    train, tasks = _resolve_train(config)
-    resolved = Config(
-        seed=config.get("seed", 0), model=model, task=task, tasks=tasks, train=train,
+    kind = "task" if "task" in config else "data"
+    task = _resolve_source(config, {}, kind)
+    resolved = _assemble(config, task, *_resolve_train(config))
+    _check_mesh(resolved)
+    check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
+    check(resolved)
+    for i, each in enumerate((task, *resolved.tasks)):
+        _check_vocabulary(resolved.model, each, kind if i == 0 else f"train.stages[{i - 1}].{kind}")
+    return resolved
+
+
+def _assemble(config: Mapping[str, Any], task: BatchSource, train: TrainConfig, tasks: tuple[BatchSource, ...]) -> Config:
+    return Config(
+        seed=config.get("seed", 0), model=resolve_model(config, task), task=task, tasks=tasks, train=train,
         models=tuple(resolve_model(config, each) for each in tasks),
         evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
         mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"), init=_build(InitConfig, config.get("init", {}), "init"),
     )  # fmt: skip
-    _check_mesh(resolved)
-    check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
-    check(resolved)
-    for i, each in enumerate((task, *tasks)):
-        if each.vocab_size > model.backbone.vocab_size:
-            kind = "task" if "task" in config else "data"
-            where = kind if i == 0 else f"train.stages[{i - 1}].{kind}"
-            raise ValueError(
-                f"config: {where} needs a vocabulary of {each.vocab_size}, more than backbone.vocab_size = {model.backbone.vocab_size}: "
-                "raise backbone.vocab_size"
-            )
+
+
+def resolve_point(config: Any) -> Config:
+    """As `resolve`, for one evaluation: `task` and `model` are those of the sections `task` or `data`. What stages change in them is of the
+    training and would stand above what a point changes, so it is left out; and the splits of training need not hold a row.
+
+    Raises:
+        ValueError: as `resolve`.
+    """
+    config = plain(config)
+    _check_sections(config)
+    kind = "task" if "task" in config else "data"
+    train = _section("train", config["train"])
+    stages = tuple({name: value for name, value in _section("train.stages", stage).items() if name != kind} for stage in train["stages"])
+    resolved = _assemble(config, _resolve_source(config, {}, kind), *_resolve_train({**config, "train": {**train, "stages": stages}}))
+    if not isinstance(resolved.task, (TextSource, BabilongBatches)):
+        _check_task(resolved)
+    _check_vocabulary(resolved.model, resolved.task, kind)
     return resolved
+
+
+def _check_vocabulary(model: ModelConfig, source: BatchSource, where: str) -> None:
+    if source.vocab_size > model.backbone.vocab_size:
+        raise ValueError(
+            f"config: {where} needs a vocabulary of {source.vocab_size}, more than backbone.vocab_size = {model.backbone.vocab_size}: "
+            "raise backbone.vocab_size"
+        )
 
 
 def resolve_without_data(config: Any) -> Config:

@@ -21,6 +21,8 @@ decays the weights and keeps memories from batch to batch. Further:
 * The first stages have one segment and few facts: reading a fact, and finding the newest, is learned before memory is needed. In the very
   first the text weighs 0.05, for a start in which words have a meaning.
 * Then two facts, and four, over two segments: with all facts at once the memory was not learned (0.43, docs/results/babilong.md).
+* Stages of few facts are generated even where --config.task.stories names files (and validated on those): the files have 1,800 training
+  stories of two facts, and in a trial with short segments they were learned by heart (0.82 in training, 0.60 in validation).
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -61,14 +63,17 @@ def get_config(memory: str = "armt") -> ConfigDict:
     def first(**task):
         return stage((1,), 2000, 64, task, stop_at=0.97)
 
+    def few(facts):
+        return dict(max_facts=facts, generate=True)
+
     c.train = dict(
         log_every=25, validate_every=50, validation_batches=4, checkpoint_every=200, keep_optimizer=True,
         max_stage_steps=config_dict.placeholder(int),
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             # A story of ten facts fills more than one segment: rows of one have those that fit.
-            first(max_facts=2, text_weight=0.05), first(max_facts=4), first(),
-            stage((1, 2), 4000, 64, dict(max_facts=2), stop_at=0.95), stage((1, 2), 2000, 64, dict(max_facts=4), stop_at=0.95),
+            first(text_weight=0.05, **few(2)), first(**few(4)), first(),
+            stage((1, 2), 4000, 64, few(2), stop_at=0.95), stage((1, 2), 2000, 64, few(4), stop_at=0.95),
             stage((1, 2), 1500, 64, stop_at=0.97), stage((2, 3), 1000, 48, stop_at=0.97), stage((3, 5), 800, 32, stop_at=0.97),
             stage((5, 8), 600, 32, stop_at=0.98),
             # As in quickstart: the learning rate, summed over a cosine of 1,000 steps, is 0.35, which times the decay gives 0.7.

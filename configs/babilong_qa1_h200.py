@@ -54,13 +54,16 @@ def get_config(memory: str = "armt") -> ConfigDict:
     def first(**task):
         return stage((1,), 4000, 256, task, stop_at=0.97)
 
+    def few(facts):
+        return dict(max_facts=facts, generate=True)
+
     c.train = dict(
         log_every=50, validate_every=100, validation_batches=4, checkpoint_every=500, keep_optimizer=True,
         max_stage_steps=config_dict.placeholder(int),
         optimizer=dict(learning_rate=5e-4, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
-            first(max_facts=2, text_weight=0.05), first(max_facts=4), first(),
-            stage((1, 2), 4000, 256, dict(max_facts=2), stop_at=0.95), stage((1, 2), 2000, 256, dict(max_facts=4), stop_at=0.95),
+            first(text_weight=0.05, **few(2)), first(**few(4)), first(),
+            stage((1, 2), 4000, 256, few(2), stop_at=0.95), stage((1, 2), 2000, 256, few(4), stop_at=0.95),
             stage((1, 2), 2000, 256, stop_at=0.99), stage((2, 3), 1500, 128, stop_at=0.99), stage((3, 5), 1000, 128, stop_at=0.99),
             stage((5, 8), 800, 64, stop_at=0.99), stage((8, 16), 800, 64, stop_at=0.99),
             # The learning rate, summed over a cosine of 1,000 steps, is 0.15, which times the decay gives 0.7.

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import logging
 
-from armt_jax.config import Config, override, resolve
+from armt_jax.config import Config, override, resolve_point
 from armt_jax.data import check_fingerprint
 from armt_jax.data.babilong import BabilongBatches, BabilongSamples, Sample, score
 from armt_jax.evaluation import babilong_report, report
@@ -30,6 +30,7 @@ from armt_jax.evaluation.streaming import Question, Reader, Streams, choose_sche
 from armt_jax.telemetry import jsonl
 from armt_jax.telemetry.progress import Progress
 from armt_jax.training.carried import remembers
+from armt_jax.training.workdir import decisive
 
 SCORES = ("strict", "official", "repaired")
 # Of the passages and gaps of every evaluation.
@@ -68,7 +69,7 @@ class Pass:
     def identity(self, trained: Trained, length: int) -> str:
         """Names answers: by all that they depend on, so not by how many samples there are, and how they are read."""
         settings, model, samples = self.config.evaluation, self.config.model, self.samples
-        weights = [trained.step, trained.raw.get("seed"), trained.raw["train"]]
+        weights = [trained.step, decisive(trained.raw)]
         reads = [repr(model.backbone), repr(model.memory), model.recurrence.segment_length, model.dtype, self.config.task.question]
         asked = [samples.fingerprint, samples.task, samples.split, samples.compat, length, samples.facts_within]
         facts = [weights, reads, asked, settings.memory, settings.new_tokens]
@@ -169,7 +170,7 @@ def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -
 
 
 def point_config(trained: Trained, point: Mapping[str, Any]) -> Config:
-    config = resolve(override(trained.raw, point))
+    config = resolve_point(override(trained.raw, point))
     if not isinstance(config.task, BabilongBatches):
         raise ValueError(f"config: override {dict(point)} makes another task of a run on {BabilongBatches.name!r}")
     now, then = config.task.opened().fingerprint, trained.config.task.opened().fingerprint

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from armt_jax.config import override, resolve
+from armt_jax.config import override, resolve_point
 from armt_jax.evaluation import report
 from armt_jax.evaluation.evaluate import Trained, evaluate, identity, mesh_for
 from armt_jax.evaluation.shares import ALL, Results, Share
@@ -19,7 +19,7 @@ def run(
     """Every point of the share that `directory` does not hold yet; when no share misses a point, CSV, JSONL and a plot of all, and the
     rows in order; else None."""
     # Every point is resolved before the first is run: a typo in the last one must not cost an hour.
-    planned = [(dict(point), resolve(override(trained.raw, point)), identity(trained, point)) for point in points]
+    planned = [(dict(point), resolve_point(override(trained.raw, point)), identity(trained, point)) for point in points]
     sizes = [config.task.size for _, config, _ in planned]
     if len(set(sizes)) < len(sizes):
         repeated = next(size for size in sizes if sizes.count(size) > 1)

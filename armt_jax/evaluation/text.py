@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from armt_jax.config import CORPUS_FIELDS, Config, override, resolve, stream_fields
+from armt_jax.config import CORPUS_FIELDS, Config, override, resolve_point, stream_fields
 from armt_jax.data import STREAMS, ContiguousStreams, DataError, check_fingerprint, text_metrics
 from armt_jax.data.metrics import PUBLISHED_AS
 from armt_jax.evaluation import report
@@ -94,7 +94,7 @@ def point_config(raw: Mapping[str, Any], point: Mapping[str, Any]) -> Config:
     data = changed["data"]
     own = (*CORPUS_FIELDS, "stream", *stream_fields(STREAMS[data.get("stream", "contiguous")]))
     data = {name: value for name, value in data.items() if name in own or f"data.{name}" in point}
-    return resolve({**changed, "data": data})
+    return resolve_point({**changed, "data": data})
 
 
 # A window of the default readings has at least so many segments.

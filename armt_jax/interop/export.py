@@ -26,7 +26,7 @@ from flax import nnx
 
 from armt_jax.checkpoint import CheckpointError, Checkpoints
 from armt_jax.config import resolve
-from armt_jax.evaluation.evaluate import run_config
+from armt_jax.evaluation.evaluate import mesh_here, run_config
 from armt_jax.interop import parity
 from armt_jax.interop.huggingface import fields_of
 from armt_jax.interop.model_card import Origin, model_card
@@ -38,7 +38,6 @@ from armt_jax.memory.presets import MEMORIES
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.model import MemoryTransformer, ModelConfig
 from armt_jax.nn.backbones import BACKBONES, GPT2, GPTNeoX, Llama
-from armt_jax.parallel.mesh import MeshConfig, make_mesh
 from armt_jax.parallel.rules import path_string
 from armt_jax.training.restore import restore_target
 from armt_jax.training.workdir import WorkdirError
@@ -213,7 +212,7 @@ def load_run(workdir: Path, checkpoint: str | int = "best", data_path: str | Non
     workdir = workdir.absolute()
     raw = run_config(workdir, data_path)
     config = resolve({**raw, "mesh": {}})
-    mesh = make_mesh(MeshConfig())
+    mesh = mesh_here(config)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(restore_target(config, raw, mesh), step=checkpoint)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MemoryTransformer(config.model, rngs=nnx.Rngs(0))))

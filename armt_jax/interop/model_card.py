@@ -12,6 +12,7 @@ from flax import nnx
 from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.interop.parity import TOLERANCES, Figure
 from armt_jax.model import MemoryTransformer
+from armt_jax.telemetry.jsonl import read_lines
 from armt_jax.version import __version__
 
 LOAD = {
@@ -80,10 +81,9 @@ class Origin:
         path, found = self.workdir / "metrics.jsonl", {}
         if not path.is_file():
             return found
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_lines(path):  # a run that was killed may have left half a line
             if row.get("step", 0) <= self.step and any(name.startswith(VALIDATION) for name in row):
-                found = {name: value for name, value in row.items() if name.startswith(VALIDATION)}
+                found = {name: value for name, value in row.items() if name.startswith(VALIDATION) and value is not None}
         return found
 
 

@@ -180,10 +180,10 @@ def _volume(program: Program, given: str) -> tuple[str, str]:
     claim, _, path = given.partition(":")
     if not claim or not path.startswith("/"):
         raise LaunchError(f"--volume={given} must be CLAIM:/PATH, like runs:/runs")
-    workdirs = [each.partition("=")[2] for each in program.arguments if each.startswith("--workdir=")]
-    for workdir in workdirs:
-        if not PurePosixPath(workdir).is_relative_to(path):
-            raise LaunchError(f"--workdir={workdir} is not on the shared volume, which the pods see at {path}: put it there")
+    for each in program.arguments:
+        flag, _, folder = each.partition("=")
+        if flag in ("--workdir", "--out") and not PurePosixPath(folder).is_relative_to(path):
+            raise LaunchError(f"{each} is not on the shared volume, which the pods see at {path}: put it there")
     return claim, path
 
 

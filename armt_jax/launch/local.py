@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from armt_jax.launch.command import Program, positive
+from armt_jax.launch.command import LaunchError, Program, positive
 from armt_jax.telemetry.failures import EXIT_PREEMPTED
 
 # Seconds that the other processes of a job get when one of them has ended: to say why, or to finish saving.
@@ -21,7 +21,8 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=positive, required=True, metavar="N")
-    parser.add_argument("--gpus_per_process", type=positive, metavar="K", help="process i sees the GPUs i*K .. i*K+K-1 alone")
+    gpus = "process i sees alone the GPUs i*K .. i*K+K-1 of those that CUDA_VISIBLE_DEVICES names"
+    parser.add_argument("--gpus_per_process", type=positive, metavar="K", help=gpus)
     parser.add_argument("--python", default=sys.executable, metavar="PATH")
 
 
@@ -39,7 +40,7 @@ def launch(program: Program, arguments: argparse.Namespace) -> int:
     """N processes on this machine. When one of a job fails all are ended, with its exit code; 75 (preempted) is kept. SIGTERM and
     Ctrl-C are passed on to all. The workers of a sweep do not end each other."""
     lines = commands(program, arguments.processes, arguments.python)
-    environs = [_visible_gpus(i, arguments.gpus_per_process) for i in range(arguments.processes)]
+    environs = _visible_gpus(arguments.processes, arguments.gpus_per_process)
     if arguments.dry_run:
         for line, environ in zip(lines, environs):
             print(" ".join([*(f"{name}={value}" for name, value in environ.items()), shlex.join(line), "&"]))
@@ -48,10 +49,17 @@ def launch(program: Program, arguments: argparse.Namespace) -> int:
     return run_all(lines, environs, together=not program.shares)
 
 
-def _visible_gpus(process: int, count: int | None) -> dict[str, str]:
+def _visible_gpus(processes: int, count: int | None) -> list[dict[str, str]]:
+    """Of each process: its own of the GPUs that CUDA_VISIBLE_DEVICES leaves this one, or of all."""
     if count is None:
-        return {}
-    return {"CUDA_VISIBLE_DEVICES": ",".join(str(process * count + i) for i in range(count))}
+        return [{}] * processes
+    needed, mask = processes * count, os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(i) for i in range(needed)] if mask is None else [each.strip() for each in mask.split(",") if each.strip()]
+    if len(gpus) < needed:
+        raise LaunchError(
+            f"--processes={processes} of --gpus_per_process={count} need {needed} GPUs, and CUDA_VISIBLE_DEVICES={mask} leaves {len(gpus)}"
+        )
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * count : (i + 1) * count])} for i in range(processes)]
 
 
 @contextlib.contextmanager

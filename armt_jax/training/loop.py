@@ -120,10 +120,13 @@ class Run:
         self.writer = MetricWriter(workdir, resume_step=resumed, enabled=is_main(), tensorboard=config.train.tensorboard)
         self.progress = Progress(self._last_step(), "step", initial=resumed, enabled=is_main())
         self.timer = StepTimer()
+        # Held by the run, not by the class: what they compiled goes when the run does.
+        self.train_step, self.evaluation_step = functools.cache(self._train_step), functools.cache(self._evaluation_step)
         self.flops_per_step: dict[Any, int] = {}  # of a compiled step and the shape of its batch
         self._announce(resumed)
 
     def close(self):
+        self.state = None  # the next run of this process needs the room
         self.progress.close()
         self.writer.close()
 
@@ -172,13 +175,11 @@ class Run:
     def optimizer(self):
         return make_optimizer(*self.optimizer_config(self.stage))
 
-    @functools.cache  # noqa: B019 (a run lives as long as the process)
     def _train_step(self, model: ModelConfig, optimizer: OptimizerConfig, length: int, num_answers: int, carries: bool):
         made = make_optimizer(optimizer, length)
         accumulate = self.config.train.accumulate
         return steps.make_train_step(model, made, self.mesh, num_answers=num_answers, accumulate=accumulate, carries=carries)
 
-    @functools.cache  # noqa: B019
     def _evaluation_step(self, model: ModelConfig, num_answers: int, carries: bool):
         return steps.make_evaluation_step(model, self.mesh, num_answers=num_answers, carries=carries)
 
@@ -204,17 +205,21 @@ class Run:
         return load_parameters(pretrained, model, steps.abstract_params(model, self.mesh), seed)
 
     def _enter_next_stage(self):
-        """The next stage starts from the best parameters of this one."""
-        state, best = self.state, self.standing.best_step
+        """The next stage starts from the best parameters of this one. Of what it replaces nothing is held meanwhile: a model that only
+        just fits would not pass."""
+        best = self.standing.best_step
         if best not in (-1, self.standing.step):
-            state = self.checkpoints.restore(restore_target(self.config, self.raw, self.mesh), step=best).state
+            self.state = None
+            self.state = self.checkpoints.restore(restore_target(self.config, self.raw, self.mesh), step=best).state
+        params, opt_state, self.state = self.state.params, self.state.opt_state, None
         self.standing = self.standing.next_stage()
         self.progress.set_total(self._last_step())
         if self.config.train.keep_optimizer:
-            opt_state = restart_schedule(state.opt_state)
+            opt_state = restart_schedule(opt_state)
         else:
-            opt_state = steps.create_opt_state(self.optimizer(), state.params, self.mesh)
-        self.state = TrainState(state.params, opt_state, self.empty_memory(self.carries))
+            del opt_state
+            opt_state = steps.create_opt_state(self.optimizer(), params, self.mesh)
+        self.state = TrainState(params, opt_state, self.empty_memory(self.carries))
 
     def save(self, *, wait: bool = False):
         self.settle()
@@ -249,7 +254,7 @@ class Run:
         batch = put_batch(host, self.mesh)
         self.state = self.state._replace(carried=self._starting_memory())
         made_of = self.model, optimizer, length, self.task.num_answers, self.carries
-        step = self._train_step(*made_of)
+        step = self.train_step(*made_of)
         key = jax.random.fold_in(jax.random.key(self.config.seed), self.standing.step)
         if (program := (made_of, batch.tokens_BxN.shape)) not in self.flops_per_step:
             with self.timer.paused():  # the first call compiles: no time of it, and no tokens
@@ -355,7 +360,7 @@ class Run:
     def validate(self) -> tuple[float | None, float]:
         """Exact match (None: a text) and loss on the same batches of the validation split every time, at the task's largest size."""
         task = self.task.largest()
-        evaluate = self._evaluation_step(self.model, task.num_answers, task.carries_state)
+        evaluate = self.evaluation_step(self.model, task.num_answers, task.carries_state)
         with self.timer.paused():
             batches = steps.read_batches(
                 task, self.mesh, seed=self.config.seed, split="validation", batch_size=self.batch_size,

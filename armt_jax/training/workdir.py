@@ -129,11 +129,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return {key: v for name, part in config.items() for key, v in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()}
 
 
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} of a plain config, as JSON gives it back, without what does not change the result."""
+    free = tuple(f"{name}." for name in FREE)
+    return {key: value for key, value in flatten(json.loads(json.dumps(config))).items() if not f"{key}.".startswith(free)}
+
+
 def differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """What two plain configs differ in that changes the result, for people; empty where they are of the same run."""
-    there, now = flatten(saved), flatten(json.loads(json.dumps(config)))
-    free = tuple(f"{name}." for name in FREE)
-    differing = sorted(k for k in there.keys() | now.keys() if there.get(k) != now.get(k) and not f"{k}.".startswith(free))
+    there, now = decisive(saved), decisive(config)
+    differing = sorted(k for k in there.keys() | now.keys() if there.get(k) != now.get(k))
     return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in differing[:4])
 
 

@@ -15,7 +15,7 @@ SHARDED = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from armt_jax.checkpoint import Checkpoints, checksums
+from armt_jax.checkpoint import CheckpointError, Checkpoints, checksums
 assert len(jax.devices()) == 8
 host = {"w": np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32), "b": np.arange(16).astype(jnp.bfloat16)}
 seen = []
@@ -33,6 +33,13 @@ with Checkpoints(sys.argv[1]) as store:
     target = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=wanted[k]) for k, a in host.items()}
     got = store.restore(target).state
     assert all(got[k].sharding == wanted[k] and np.array_equal(got[k], host[k]) for k in host)
+    five = jax.make_mesh((5,), ("z",), devices=jax.devices()[:5])
+    try:
+        store.restore(target | {"w": jax.ShapeDtypeStruct((16, 24), np.float32, sharding=shard(five, "z"))})
+    except CheckpointError as error:
+        assert "w [16, 24] cannot lie on this mesh" in str(error) and "damaged" not in str(error), error
+    else:
+        raise AssertionError("16 over 5")
 """
 
 

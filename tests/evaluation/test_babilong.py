@@ -375,6 +375,14 @@ def test_memory_off_reads_the_last_segment_alone(trained, tmp_path):
     assert "armt, memory off" in (tmp_path / "table.md").read_text()
 
 
+def test_what_stages_change_is_of_the_training_alone(trained):
+    """Its stages ask two questions a row, which only qa1 can; a point of another task asks one."""
+    raw = override(trained.raw, {"train.stages": [{"steps": 2, "task": {"questions": 2, "segments": 6}}]})
+    point = {"task.task": "qa2", "task.max_facts": None, "evaluation.lengths": 9000}
+    config = babilong.point_config(dataclasses.replace(trained, raw=raw, config=resolve(raw)), point)
+    assert config.task.task == "qa2" and config.task.questions == 1 and babilong.passes(config)
+
+
 @pytest.mark.parametrize(
     ("point", "message"),
     [
@@ -446,5 +454,10 @@ def test_passes_of_one_length_and_of_many(trained):
         point = {"evaluation.lengths": (400, 300), "evaluation.facts_within": 250, **changed}
         (differs,) = babilong.passes(babilong.point_config(trained, point))
         assert not {differs.identity(trained, length) for length in one.lengths} & set(ids), changed
+    for changed in ({"init.path": "/gpt2"}, {"task.text_weight": 0.5}, {"recurrence.bptt_segments": 2}):
+        another = dataclasses.replace(trained, raw=override(trained.raw, changed))
+        assert not {one.identity(another, length) for length in one.lengths} & set(ids), f"another run's answers: {changed}"
+    elsewhere = dataclasses.replace(trained, raw=override(trained.raw, {"task.background.cache_dir": "/cache", "evaluation.samples": 9}))
+    assert [one.identity(elsewhere, length) for length in one.lengths] == ids
     other = dataclasses.replace(one, config=dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch_size=1)))
     assert [other.identity(trained, length) for length in one.lengths] == ids and len(set(ids)) == 2

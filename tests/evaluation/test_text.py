@@ -223,6 +223,29 @@ def test_the_default_readings_are_those_of_every_system(runs):
     assert names(with_segments(runs["rmt"], 35)) == ["stateful", "from empty, 30 segments", "sliding, 60 + 60"]
 
 
+def test_a_run_of_several_stages_is_read_as_others_are(runs, tmp_path):
+    """What a stage changes in the data is of the training: beside the points of an evaluation it has no say, and is not in their way."""
+    stages = [{"steps": 4, "data": {"segments": 1}}, {"steps": 4, "data": {"segments": 2}}]
+    raw = override(runs["rmt"].raw, {"train.stages": stages})
+    trained = dataclasses.replace(runs["rmt"], raw=raw, config=resolve(raw))
+    points = text.default_points(trained)[::4]
+    figures = lambda trained, name: [row["nats_per_token"] for row in sweeps.run_sweep(trained, points, tmp_path / name)]
+    assert len(points) == 2 and figures(trained, "stages") == figures(runs["rmt"], "plain")
+
+
+def test_only_the_evaluated_split_has_to_hold_a_window(runs, corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    (tmp_path / "corpus" / "validation.txt").write_text("ab cd\n" * 10)
+    raw = override(runs["none"].raw, {"data.path": str(tmp_path / "corpus")})
+    resolve(raw)
+    point = WINDOWS | {"data.segments": 30, "data.stride": 120}
+    longer = override(raw, point)
+    del longer["data"]["resets_at"]
+    with pytest.raises(ValueError, match="longer than the 59 targets of split 'validation'"):
+        resolve(longer)
+    assert text.point_config(raw, point).task.num_steps(1, "test")
+
+
 def test_a_split_shorter_than_a_segment_is_read_as_it_is(runs):
     raw = override(runs["rmt"].raw, {"recurrence.segment_length": 130, "data.segments": 1})
     trained = dataclasses.replace(runs["rmt"], raw=raw, config=resolve(raw))

@@ -12,6 +12,7 @@ import pytest
 
 from armt_jax.launch import local
 from armt_jax.launch.__main__ import main
+from armt_jax.launch.command import LaunchError
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRAIN = ("train.py", "--config=configs/quickstart.py:armt", "--workdir=/runs/a run's")
@@ -43,7 +44,8 @@ def flags(line):
 # -- what is printed -----------------------------------------------------------------------------------------------------
 
 
-def test_local_prints_one_command_a_process(capsys):
+def test_local_prints_one_command_a_process(capsys, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     text = dry_run(capsys, ("local", "--processes=3", "--gpus_per_process=2"), TRAIN)
     check_shell(text)
     *lines, last = text.splitlines()
@@ -52,6 +54,14 @@ def test_local_prints_one_command_a_process(capsys):
     assert [each["--process_id"] for each in found] == ["0", "1", "2"] and {each["--num_processes"] for each in found} == {"3"}
     assert len({each["--coordinator"] for each in found}) == 1 and found[0]["--workdir"] == "/runs/a run's"
     assert [line.split()[0] for line in lines] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3", "CUDA_VISIBLE_DEVICES=4,5"]
+
+
+def test_local_divides_the_gpus_that_it_was_given(capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-1a2b,6,7,")
+    lines = dry_run(capsys, ("local", "--processes=2", "--gpus_per_process=2"), TRAIN).splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["CUDA_VISIBLE_DEVICES=4,GPU-1a2b", "CUDA_VISIBLE_DEVICES=6,7"]
+    with pytest.raises(LaunchError, match="--processes=3 of --gpus_per_process=2 need 6 GPUs, and CUDA_VISIBLE_DEVICES=4, GPU.* leaves 4"):
+        local._visible_gpus(3, 2)
 
 
 def test_local_shares_a_sweep(capsys):
@@ -215,6 +225,7 @@ def test_commands_of_the_documentation(capsys):
         ((*GKE, "--hosts=2", "--tpu=t", "--gpu=g"), TRAIN, "give one of them"),
         ((*GKE, "--hosts=2", "--gpu=g"), TRAIN, "--chips_per_host goes with"),
         ((*GKE, "--hosts=2"), ("train.py", "--workdir=runs/x"), "--workdir=runs/x is not on the shared volume"),
+        ((*GKE, "--shares=2"), (*EVAL, "--out=/tmp/x"), "--out=/tmp/x is not on the shared volume"),
         ((*GKE[:-1], "--volume=runs", "--hosts=2"), TRAIN, "--volume=runs must be CLAIM:/PATH"),
     ],
 )

@@ -58,6 +58,7 @@ def test_the_curriculum(resolved, name):
     """Few facts in one segment, then more facts, then more segments; the last stage keeps memories and decays what is not needed."""
     config = resolved(shipped(name, "armt"))
     assert [(source.sizes, source.max_facts) for source in config.tasks[:3]] == [((1,), 2), ((1,), 4), ((1,), None)]
+    assert all(source.generate == (source.max_facts is not None) for source in config.tasks), "files have few stories of few facts"
     assert [source.text_weight for source in config.tasks] == [0.05] + [0.0] * (len(config.tasks) - 1)
     longest = [max(source.sizes) for source in config.tasks]
     assert longest == sorted(longest) and all(stage.stop_at for stage in config.train.stages[:-1])
