@@ -1,7 +1,7 @@
 """Ahead of time: compiles a config's training step for a TPU slice or GPUs that need not be there, and says whether it fits.
 
     pip install -e '.[aot]'                                                libtpu, which compiles without a TPU
-    python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=v5e:4x4 [--table=docs/results/aot.md]
+    python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=v5e:4x4 [--table=runs/aot.md]
     pip install -e '.[aot-gpu]'                                            JAX's CUDA plugin, which compiles without a GPU and without CUDA
     python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=h100:2x8
 

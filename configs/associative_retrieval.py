@@ -10,8 +10,8 @@ the paper's appendix says 32), un-normalised keys, W_v starting at zero, one que
 only falls to half. Published figures: ARMT solves remember up to 200 pairs and generalises rewriting from 50 to 500 pairs; they are
 curves in the paper, without numbers to quote.
 
-Not run to its end here: the steps below are 10,000 or more per stage, hours on one GPU. configs/quickstart.py is the recipe that learns in
-minutes; it says what it changes and why.
+Not run to its end here: the steps below are 2,000 in the first stage and 10,000 or more in the others, hours on one GPU.
+configs/quickstart.py is the recipe that learns in minutes; it says what it changes and why.
 
 Differences from the published scripts: sizes within a stage are drawn from a few lengths rather than from 1..N (each length is compiled
 once), and validation is at the stage's largest size, on a split of its own.

@@ -1,11 +1,16 @@
 """The loop's decisions about stages: when one ends, and what the next starts from."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from armt_jax.checkpoint import Checkpoints
 from armt_jax.evaluation.evaluate import load
 from armt_jax.parallel.rules import path_string
+from armt_jax.training.loop import Run
 from armt_jax.training.step import StepMetrics, TrainState
 from tests.training.runs import metrics, restore, steps_behind
 
@@ -27,6 +32,27 @@ def test_the_next_stage_starts_from_the_best_checkpoint(counting, tmp_path, star
     last = restore(tmp_path, counting.config)
     assert last.step == 12 and steps_behind(last.state, start) == 4 + 4
     assert load(tmp_path).step == 12, "the best of a run is the best of its last stage, though an earlier one had more"
+
+
+def test_a_change_of_stage_holds_one_state_at_a_time(counting, tmp_path, monkeypatch):
+    """A model that only just fits has no room for the best state beside the last one."""
+    counting.validations = {4: 0.6, 8: 0.4}
+    refs, alive, one_step, restore_from = [], [], Run.one_step, Checkpoints.restore
+
+    def stepped(run):
+        one_step(run)
+        refs[:] = [weakref.ref(leaf) for leaf in jax.tree.leaves(run.state)]
+
+    def restored(checkpoints, *args, **kwargs):
+        checkpoints.wait()  # until then it holds what it saves
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in refs))
+        return restore_from(checkpoints, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "one_step", stepped)
+    monkeypatch.setattr(Checkpoints, "restore", restored)
+    counting.run(tmp_path)
+    assert len(refs) > 5 and alive == [0]
 
 
 def test_the_next_stage_starts_fresh_in_its_optimizer(counting, tmp_path):
