@@ -46,6 +46,8 @@ class Sampling:
     def filtered(self, logits_BxV: jax.Array) -> jax.Array:
         """Scaled logits with everything outside top-k and top-p at -inf."""
         logits = logits_BxV / self.temperature
+        if self.top_k is None and self.top_p in (None, 1):
+            return logits
         order = jnp.argsort(-logits, axis=-1)
         ranked = jnp.take_along_axis(logits, order, axis=-1)
         keep = jnp.ones_like(ranked, bool)

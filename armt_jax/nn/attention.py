@@ -22,6 +22,8 @@ def dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, *, mask_BxTxS: jax.Array | None
     if fused and causal and mask is None and T == k_BxSxHxd.shape[1]:
         qkv = [jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0))) for x in qkv]  # no query sees a key behind it
     fused = fused and not any(x.shape[1] % 2 for x in qkv)
+    if fused and mask is not None:  # under vmap (the diagonals') JAX reshapes it to all heads without spreading it over them
+        mask = jnp.broadcast_to(mask, (mask.shape[0], q_BxTxHxd.shape[2], *mask.shape[2:]))
     out = jax.nn.dot_product_attention(*qkv, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla")
     return out[:, :T]
 

@@ -70,7 +70,8 @@ class Table(nnx.Module):
         return constrain(self.table[...].astype(dtype), self.split)
 
     def __call__(self, ids, dtype) -> jax.Array:
-        return self.rows(dtype)[ids]
+        # Rows are taken before they are cast: their gradients are added up in float32, where a frequent token's are not lost.
+        return constrain(self.table[...], self.split)[ids].astype(dtype)
 
 
 class GeluMLP(nnx.Module):

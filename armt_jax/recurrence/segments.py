@@ -70,7 +70,8 @@ def frames(
     """Frames [S, ...] of a row of `length` tokens, and the mask of its real tokens [S, B, T] (None: all are real).
 
     Truncation cuts the row into stretches of `bptt_segments` segments counted from the end; no gradient crosses from a stretch to the one
-    before. So a loss in the last segment reaches exactly the last `bptt_segments` segments.
+    before. So a loss in the last segment reaches exactly the last `bptt_segments` segments; and one in the first stretch reaches what the
+    row starts from, be it a memory's learned first state.
     """
     S = num_segments(length, segment_length)
     ragged = S * segment_length != length
@@ -82,10 +83,16 @@ def frames(
         valid_BxT=None if valid is None else jax.vmap(layout.wrap_valid)(valid),
         live_B=None if valid_BxN is None else jnp.any(valid, axis=-1),
         reset_B=None if reset_BxS is None else jnp.swapaxes(reset_BxS, 0, 1),
-        detach=None if bptt_segments is None or bptt_segments >= S else (S - jnp.arange(S)) % bptt_segments == 0,
+        detach=None if bptt_segments is None or bptt_segments >= S else _cuts(S, bptt_segments),
         keys_B=None if keys_B is None else jax.vmap(lambda s: fold_keys(keys_B, s))(jnp.arange(S)),
     )
     return frame, valid
+
+
+def _cuts(S: int, every: int) -> jax.Array:
+    """[S] True where a stretch begins, but for the first."""
+    segment = jnp.arange(S)
+    return ((S - segment) % every == 0) & (segment > 0)
 
 
 def choose(rows_B: jax.Array, new, old):

@@ -89,8 +89,7 @@ def test_a_stream_answers_as_the_whole_document_does(memory):
         assert (forgotten == found) == (memory == "none")
 
 
-@pytest.mark.parametrize("memory", ["armt", "none"])
-def test_streams_in_bfloat16(memory, tmp_path):
+def test_streams_in_bfloat16(tmp_path, memory="armt"):
     """The same answers as the whole document has, however many rows; the memory stays in float32, and a save keeps it."""
     four, keys = reader(memory, 4, dtype="bfloat16"), KEYS[:4]
     found = answers(Streams(four, document, keys, segments_at_once=4))

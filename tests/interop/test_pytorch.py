@@ -228,11 +228,43 @@ def test_generation_with_and_without_a_cache_beams_and_samples(loaded):
     options = dict(attention_mask=mask, max_new_tokens=20, pad_token_id=0)
     cached, fresh = (peer.generate(ids, **options, do_sample=False, use_cache=use) for use in (True, False))
     assert torch.equal(cached, fresh)
+    read = []
+    hook = peer.embed.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].shape[1]))
+    peer.generate(ids, **options, do_sample=False)
+    hook.remove()
+    assert sum(read) == 20 + 19 and read[-19:] == [1] * 19, "with a cache nothing is read twice, whatever transformers calls it"
     state = peer.ingest(ids)
     assert peer.generate(ids, **options, num_beams=3, memory_state=state).shape == (2, 40)
     assert peer.generate(ids, **options, do_sample=True, num_return_sequences=2, memory_state=state).shape == (4, 40)
     single = peer.generate(ids[1:], max_new_tokens=20, do_sample=False, attention_mask=mask[1:], pad_token_id=0)
     assert torch.equal(single[0], cached[1])
+
+
+def test_a_cache_given_is_a_cache_used(loaded):
+    peer, _ = loaded
+    ids = torch.randint(0, V, (2, 30), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        whole = peer(ids).logits
+        out = peer(ids[:, :20], use_cache=True)
+        for i in range(20, 30):
+            out = peer(ids[:, i : i + 1], past_key_values=out.past_key_values)
+            assert torch.allclose(out.logits[:, 0], whole[:, i], atol=1e-3), i
+
+
+def test_under_autocast_the_memory_is_float32(loaded):
+    peer, _ = loaded
+    ids = torch.randint(0, V, (2, 40), generator=torch.Generator().manual_seed(5))
+    memory = next(module for module in peer.modules() if hasattr(module, "_recall"))
+    state = peer.ingest(ids)
+    k, A, z = torch.rand(2, memory.heads, 5, memory.key_features), state.A[0], state.z[0]
+    exact = memory._recall(k, A, z)
+    mask = torch.ones_like(ids)
+    mask[0, :24] = 0  # a whole segment and more is padding
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(memory._recall(k, A, z), exact))
+        out = peer(ids, attention_mask=mask, labels=ids)
+    assert out.memory_state.A.dtype == out.memory_state.z.dtype == torch.float32
+    assert torch.isfinite(out.loss) and torch.isfinite(out.logits).all()
 
 
 def test_truncation_cuts_the_gradient(tmp_path):

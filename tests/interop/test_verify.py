@@ -13,7 +13,7 @@ from armt_jax.interop.verify import TOLERANCES
 
 GOLDEN = Path(__file__).parents[1] / "testdata" / "golden"
 FILES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
-# Every schedule and strategy; the others have the plainest and the most involved one here, and all in `.ci/run`, by the command.
+# Every schedule and strategy; the others have the plainest and most the most involved one here, and all in `.ci/run`, by the command.
 ALL_COMBINATIONS = ("armt_gpt2",)
 
 
@@ -43,16 +43,17 @@ def test_every_schedule_and_strategy_computes_what_the_published_code_computed(n
 @pytest.fixture(scope="module", params=[name for name in FILES if name not in ALL_COMBINATIONS])
 def golden(request):
     meta, arrays = verify.load(path_of(request.param))
-    return meta, arrays, *verify.build(meta, arrays)
+    return request.param, meta, arrays, *verify.build(meta, arrays)
 
 
 def test_the_plainest_and_the_most_involved_way_agree_with_the_published_code(golden):
-    meta, arrays, model, gradients = golden
+    name, meta, arrays, model, gradients = golden
     involved = dict(schedule="sequential" if meta["kind"] == "rmt" else "diagonal", gradient="reversible", anchor_every=2)
     with jax.default_matmul_precision("highest"):
         compare = verify.COMPARISONS[meta["kind"]]
         within(compare(model, arrays, gradients))
-        within(compare(model.with_recurrence(**involved), arrays, gradients))
+        if not name.endswith(("llama", "neox")):  # the way through the grid is the same under another backbone
+            within(compare(model.with_recurrence(**involved), arrays, gradients))
         if "generated" in arrays:
             assert verify.generated_error(model, arrays) == 0
 

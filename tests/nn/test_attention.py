@@ -221,3 +221,8 @@ def test_on_a_gpu_half_precision_attends_as_float32_does(length, past, heads, ma
     error = lambda a, b: float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
     assert error(got, want) < 0.01
     assert max(error(a, b) for a, b in zip(grads, want_grads)) < 0.02
+    # As the diagonals call it: layers side by side, each with a mask of its own.
+    layers = [jnp.stack([each, each[:, :, ::-1]]) for each in half]
+    one = lambda q, k, v, seen: dot_product(q, k, v, mask_BxTxS=None if causal else seen, causal=causal)
+    side_by_side = jax.jit(jax.vmap(one))(*layers, jnp.stack([seen, seen]))
+    assert error(side_by_side[0], want) < 0.01 and error(side_by_side[1, :, :, ::-1], want) < 0.01

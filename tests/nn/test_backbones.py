@@ -163,6 +163,14 @@ def test_table():
     np.testing.assert_array_equal(table(jnp.array([[4, 0]]), jnp.float32)[0], np.asarray(table.table[...])[[4, 0]])
 
 
+def test_the_gradient_of_a_frequent_row_is_added_up_in_float32():
+    """1,000 times 1: bfloat16 stops counting at 256."""
+    table = Table(5, 3, 1.0, nnx.Rngs(0))
+    graphdef, params = nnx.split(table)
+    grads = jax.grad(lambda p: nnx.merge(graphdef, p)(jnp.full(1000, 2), jnp.bfloat16).astype(jnp.float32).sum())(params)
+    np.testing.assert_array_equal(grads["table"][...], np.where(np.arange(5) == 2, 1000.0, 0.0)[:, None].repeat(3, 1))
+
+
 def test_dropout():
     x, key = jnp.ones((20, 10, 50)), row_keys(jax.random.key(0), 20)
     dropped = np.asarray(dropout(x, 0.25, key, 0))

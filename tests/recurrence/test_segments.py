@@ -116,7 +116,7 @@ def test_resets_lie_by_segment():
 @pytest.mark.parametrize(
     "k, want",
     [
-        (1, [1, 1, 1, 1, 1]),
+        (1, [0, 1, 1, 1, 1]),
         (2, [0, 1, 0, 1, 0]),
         (3, [0, 0, 1, 0, 0]),
         (4, [0, 1, 0, 0, 0]),
@@ -126,6 +126,7 @@ def test_resets_lie_by_segment():
     ],
 )
 def test_stretches_are_counted_from_the_end(k, want):
+    """The first segment starts from what the row starts from: there is nothing before it to cut off."""
     detach = frames_of(length=20, bptt_segments=k)[0].detach
     assert detach is None if want is None else list(np.asarray(detach).astype(int)) == want
 

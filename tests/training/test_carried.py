@@ -49,6 +49,9 @@ def cut(batch, i):
     return Batch(**part, reset_BxS=None if batch.reset_BxS is None else batch.reset_BxS[:, i * S : (i + 1) * S])
 
 
+create_params = functools.cache(steps.create_params)
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return make_mesh(MeshConfig(data=1), jax.devices()[:1])
@@ -63,7 +66,7 @@ def spoilt(carried):
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_batches_one_after_the_other_are_one_long_row(memory, resets, mesh):
     config, batch = model_config(memory), long_batch(resets=resets)
-    params = steps.create_params(config, 0, mesh)
+    params = create_params(config, 0, mesh)
     graphdef, _ = steps.abstract_model(config)
     model = nnx.merge(graphdef, params)
     step = steps.make_evaluation_step(config, mesh, num_answers=0, carries=True)
@@ -83,7 +86,7 @@ def test_batches_one_after_the_other_are_one_long_row(memory, resets, mesh):
 
 def test_a_fresh_row_starts_empty_and_the_others_go_on(mesh):
     config, batch = model_config("rmt_xl"), cut(long_batch(), 0)
-    params = steps.create_params(config, 0, mesh)
+    params = create_params(config, 0, mesh)
     step = steps.make_evaluation_step(config, mesh, num_answers=0, carries=True)
     other = spoilt(carry.fresh(config, B, mesh))
     mixed = other._replace(fresh_B=jnp.array([True, False, True, False]))
@@ -111,15 +114,21 @@ def test_rows_are_renewed_by_share_and_by_seed_and_step_alone(mesh):
     assert not np.array_equal(drawn, fresh(marked, 0.9, 3, 8)) and not np.array_equal(drawn, fresh(marked, 0.9, 4, 7))
 
 
-def gradient(config, mesh, accumulate, params, carried, batch):
+@functools.cache
+def compiled(config, mesh, accumulate):
     graphdef, _ = steps.abstract_model(config)
-    return jax.jit(functools.partial(steps.gradients, graphdef, 0, accumulate, mesh))(params, carried, batch, None)
+    return jax.jit(functools.partial(steps.gradients, graphdef, 0, accumulate, mesh))
+
+
+def gradient(config, mesh, accumulate, params, carried, batch):
+    return compiled(config, mesh, accumulate)(params, carried, batch, None)
+
 
 
 @pytest.mark.parametrize("memory", ["rmt_xl", "armt_xl"])
 def test_the_gradient_stops_at_the_batch_and_reaches_the_first_memory(memory, mesh):
     config, batch = model_config(memory), long_batch()
-    params = steps.create_params(config, 0, mesh)
+    params = create_params(config, 0, mesh)
     graphdef, _ = steps.abstract_model(config)
 
     def mean(params, state, batch):
@@ -140,7 +149,7 @@ def test_the_gradient_stops_at_the_batch_and_reaches_the_first_memory(memory, me
 @pytest.mark.parametrize("memory", ["rmt_xl", "armt_xl", "none"])
 def test_parts_of_a_batch_keep_their_own_rows(memory, mesh):
     config, batch = model_config(memory), long_batch(resets=True)
-    params = steps.create_params(config, 0, mesh)
+    params = create_params(config, 0, mesh)
     state = {1: carry.fresh(config, B, mesh), 2: carry.fresh(config, B, mesh)}
     for i in range(STEPS):
         found = {}

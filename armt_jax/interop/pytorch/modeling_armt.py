@@ -15,7 +15,7 @@ Shapes: B batch, N tokens of a row, T tokens of a segment, M memory tokens, L la
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import field, make_dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,8 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 EPSILON = 1e-5
+# What transformers calls the cache in an output: it has another name since 5.24 (the old one still reads it).
+CACHE = "cache" if hasattr(ModelOutput, "_replace_old_cache_name") else "past_key_values"
 
 BACKBONE = dict(
     name="gpt2", vocab_size=50257, num_layers=12, width=768, num_heads=12, mlp_width=None, max_positions=1024, norm_epsilon=1e-5,
@@ -294,6 +296,11 @@ class AssociativeMemory(nn.Module):
         return k * torch.where(seen, torch.rsqrt(torch.where(seen, square, torch.ones_like(square))), torch.zeros_like(square))
 
     def _recall(self, k, A, z):
+        """float32 throughout, also under torch.autocast: what is nearly equal is subtracted here, in every segment again."""
+        with torch.autocast(k.device.type, enabled=False):
+            return self._exact_recall(k, A, z)
+
+    def _exact_recall(self, k, A, z):
         weight = (k @ z[..., None])[..., 0]
         divisor = weight.clamp(min=self.read_floor) if self.read_floor else weight
         return k @ A / (divisor + EPSILON)[..., None], weight
@@ -313,7 +320,8 @@ class AssociativeMemory(nn.Module):
                 square = k.pow(2).sum(-1)
                 empty = (z == 0).all(-1, keepdim=True)
                 gamma = torch.where(empty, gamma, ((square - weight) / (square + EPSILON)).clamp(0, 1))
-        return A + k.transpose(-1, -2) @ (beta * (v - old)), z + (gamma[..., None] * k).sum(-2)
+        with torch.autocast(k.device.type, enabled=False):
+            return A + k.transpose(-1, -2) @ (beta * (v - old)), z + (gamma[..., None] * k).sum(-2)
 
 
 class MemoryTokens(nn.Module):
@@ -355,14 +363,13 @@ class OpenSegment:
             self.valid = self.valid.index_select(0, rows.to(self.valid.device))
 
 
-@dataclass
-class ArmtOutput(ModelOutput):
-    """loss: mean cross-entropy of the next tokens. memory_state: after all complete segments (without use_cache: after the whole row)."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: OpenSegment | None = None
-    memory_state: MemoryState | None = None
+_fields = [("loss", torch.Tensor), ("logits", torch.Tensor), (CACHE, OpenSegment), ("memory_state", MemoryState)]
+ArmtOutput = make_dataclass(
+    "ArmtOutput", [(name, kind | None, field(default=None)) for name, kind in _fields], bases=(ModelOutput,),
+    namespace={"__module__": __name__},
+)  # fmt: skip
+ArmtOutput.__doc__ = """loss: mean cross-entropy of the next tokens. past_key_values: the open segment, with use_cache. memory_state: after
+all complete segments (without use_cache: after the whole row)."""
 
 
 class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
@@ -449,9 +456,9 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         """Additive [B, 1, new, all] for the last `new` of all places; valid [B, all]. A row of nothing stays finite."""
         size = valid.shape[1]
         causal = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()[size - new :]
-        dtype = self.embed.weight.dtype
-        unseen = torch.zeros((), dtype=dtype, device=valid.device).new_tensor(torch.finfo(dtype).min)
-        return torch.where(causal & valid[:, None, None, :], torch.zeros_like(unseen), unseen)
+        seen = torch.zeros((), dtype=self.embed.weight.dtype, device=valid.device)
+        # As good as minus infinity, and finite in every type that torch.autocast may turn it into.
+        return torch.where(causal & valid[:, None, None, :], seen, seen - 2.0**15)
 
     def _stack(self, x, positions, mask, state, past=None):
         """Embeddings through all layers. Returns (hidden, each layer's output at the last places, keys and values)."""
@@ -502,7 +509,7 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         edges = [0, *range(first, N, T), N]
         hidden, truncate = [], self.config.bptt_segments
         for s in range(S):
-            if truncate is not None and truncate < S and (S - s) % truncate == 0:
+            if s and truncate is not None and truncate < S and (S - s) % truncate == 0:
                 state = state.detach()
             here = slice(edges[s], edges[s + 1])
             out, state = self._segment(ids[:, here], None if valid is None else valid[:, here], state)
@@ -561,15 +568,17 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self, input_ids=None, attention_mask=None, labels=None, memory_state=None, past_key_values=None, use_cache=False,
-        logits_to_keep=0, return_dict=True, **kwargs,
+        logits_to_keep=0, return_dict=True, cache=None, **kwargs,
     ):  # fmt: skip
         """attention_mask [B, N]: 0 at padding (left or right). labels: as input_ids, -100 where a prediction does not count; the shift by
-        one is done here. memory_state: where a row goes on; past_key_values: where generation goes on (it has the memory in it)."""
+        one is done here. memory_state: where a row goes on; past_key_values, or cache: where generation goes on (it has the memory in
+        it)."""
+        past_key_values = cache if past_key_values is None else past_key_values
         if memory_state is not None and past_key_values is not None:
             raise ValueError("past_key_values holds the memory already: give it or memory_state, not both")
         state = self.init_state(input_ids.shape[0]) if memory_state is None else memory_state
         valid = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        if use_cache:
+        if use_cache or past_key_values is not None:
             past_key_values = OpenSegment(state) if past_key_values is None else past_key_values
             hidden, state = self._decode(past_key_values, input_ids, valid), past_key_values.state
         else:
@@ -579,15 +588,16 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-        out = ArmtOutput(loss, logits, past_key_values if use_cache else None, state)
+        out = ArmtOutput(loss, logits, past_key_values, state)
         return out if return_dict in (None, True) else out.to_tuple()
 
     def _prepare_cache_for_generation(self, *args, **kwargs):
         """The first forward makes the cache."""
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, memory_state=None, use_cache=True, **kwargs
+        self, input_ids, past_key_values=None, attention_mask=None, memory_state=None, use_cache=True, cache=None, **kwargs
     ):  # fmt: skip
+        past_key_values = cache if past_key_values is None else past_key_values
         if past_key_values is not None:
             seen = past_key_values.get_seq_length()
             attention_mask = None if attention_mask is None else attention_mask[:, seen:]
