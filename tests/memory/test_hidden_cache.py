@@ -143,7 +143,7 @@ def test_evaluation_with_another_cache_length():
 
 def test_a_config_with_other_parameters_is_refused():
     wide = ModelConfig(TransformerXL(**SIZES | dict(mlp_width=25)), TransformerXLCache(4), RecurrenceConfig(segment_length=6))
-    with pytest.raises(ValueError, match=r"mlp.* is \(2, 24, 16\) in this model and \(2, 25, 16\) under the other config|mlp"):
+    with pytest.raises(ValueError, match=r"mlp.* is \(2, \d+.*\) in this model and \(2, .*25.*\) under the other config"):
         model(XL, TransformerXLCache(4)).with_config(wide)
     with pytest.raises(ValueError, match="absent"):
         model(XL, TransformerXLCache(4)).with_config(ModelConfig(TransformerXL(**SIZES | dict(tie_embeddings=False))))
