@@ -7,14 +7,13 @@ a flipped bit, another architecture.
 """
 
 import dataclasses
-import errno
 import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,23 +26,15 @@ from jax.sharding import SingleDeviceSharding
 
 from armt_jax import retention
 from armt_jax.checksums import checksums, named_leaves
+from armt_jax.damage import Damaged, brief, is_passing, together
 
 PyTree = Any
-T = TypeVar("T")
 FORMAT = 1
 _SHOWN_DIFFERENCES = 5
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none that fits could be read."""
-
-
-class _Damaged(Exception):
-    """This one checkpoint cannot be trusted; an older one may do. passing: it could not be read just now, which says nothing about it."""
-
-    def __init__(self, reason: str, passing: bool = False):
-        super().__init__(reason)
-        self.passing = passing
 
 
 class Restored(NamedTuple):
@@ -96,47 +87,16 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def _brief(error: Exception) -> str:  # tensorstore quotes its whole configuration
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# How tensorstore's messages begin where a file system refuses or does not answer.
-_REFUSALS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
-
-
-def _is_passing(error: BaseException | None) -> bool:
-    """Whether a failed read is the file system's doing (no permission, no answer, too many open files), not the file's."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None and error.errno not in _ABSENT:
-            return True
-        if str(error).startswith(_REFUSALS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _together(action: Callable[[], T]) -> T:
-    """Runs action on all processes; damage seen by one is damage for all, else they would restore different steps."""
-    if jax.process_count() == 1:
-        return action()
-    result, seen = None, None
-    try:
-        result = action()
-    except _Damaged as damage:
-        seen = damage
-    found = multihost_utils.process_allgather(np.asarray([seen is not None, seen is not None and seen.passing]))
-    if np.any(found):
-        reason = "another process cannot read it" if seen is None else str(seen)
-        raise _Damaged(reason, passing=bool(np.any(found.reshape(-1, 2)[:, 1])))
-    return result
-
-
 def _with_sharding(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else None
     if sharding is None and jax.process_count() > 1:
         raise ValueError(f"Leaf {name!r} of the target has no sharding: with several processes each leaf needs one")
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or SingleDeviceSharding(jax.devices()[0]))
+    sharding = sharding or SingleDeviceSharding(jax.devices()[0])
+    try:
+        sharding.shard_shape(leaf.shape)
+    except ValueError as error:  # else it would be taken for damage
+        raise CheckpointError(f"{name} {list(leaf.shape)} of the target cannot lie on this mesh: {brief(error)}") from error
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 class Checkpoints:
@@ -238,7 +198,7 @@ class Checkpoints:
         self._manager.reload()  # it has already struck out what it meant to delete
         last = self.latest_step()
         return CheckpointError(
-            f"Saving checkpoint {step} into {self._directory} failed ({_brief(error)}). If that disk is full or over "
+            f"Saving checkpoint {step} into {self._directory} failed ({brief(error)}). If that disk is full or over "
             "its quota, free space and resume; "
             + (
                 "there is no complete checkpoint yet"
@@ -249,8 +209,8 @@ class Checkpoints:
 
     def _is_saved(self, step: int, record: dict) -> bool:
         try:
-            same = _together(lambda: self._read_record(step)) == record and step not in self._damaged
-        except _Damaged:
+            same = together(lambda: self._read_record(step)) == record and step not in self._damaged
+        except Damaged:
             return False
         if jax.process_count() == 1:
             return same
@@ -262,7 +222,7 @@ class Checkpoints:
         return retention.steps_to_keep(steps, ranks | self._pending, self._damaged, max(self._pending), self._keep_last)
 
     def _delete(self, steps: list[int]) -> None:
-        _together(self._manager.reload)  # on all processes before one of them deletes
+        together(self._manager.reload)  # on all processes before one of them deletes
         for step in steps:
             self._manager.delete(step)
 
@@ -286,16 +246,16 @@ class Checkpoints:
 
     def read_meta(self, step: int) -> dict:
         try:
-            return _together(lambda: self._read_record(step))["meta"]
-        except _Damaged as damage:
+            return together(lambda: self._read_record(step))["meta"]
+        except Damaged as damage:
             raise self._is_damaged(step, damage) from damage
 
     def _ranks(self, steps: list[int]) -> dict[int, float | None]:
         ranks = {}
         for step in steps:
             try:
-                ranks[step] = _together(lambda step=step: self._read_record(step))["rank"]
-            except _Damaged as damage:
+                ranks[step] = together(lambda step=step: self._read_record(step))["rank"]
+            except Damaged as damage:
                 logging.warning("Cannot rank the damaged checkpoint %s: %s", self._path(step), damage)
         return ranks
 
@@ -304,9 +264,9 @@ class Checkpoints:
             record = ocp.JsonCheckpointHandler().restore(self._directory / str(step) / "record")
             sound = record["crc32"] == _crc(record) and record["step"] == step
         except Exception as error:  # whatever a damaged file leads to
-            raise _Damaged(f"its record cannot be read ({_brief(error)})", _is_passing(error)) from error
+            raise Damaged(f"its record cannot be read ({brief(error)})", is_passing(error)) from error
         if not sound:
-            raise _Damaged("its record does not match its own CRC or step")
+            raise Damaged("its record does not match its own CRC or step")
         if record["format"] != FORMAT:
             raise CheckpointError(
                 f"{self._path(step)} has format {record['format']}, not {FORMAT}: use the code of its time"
@@ -327,7 +287,7 @@ class Checkpoints:
         for candidate in self._candidates(step):
             try:
                 return Restored(candidate, *self._load(candidate, target))
-            except _Damaged as damage:
+            except Damaged as damage:
                 if damage.passing:
                     raise CheckpointError(
                         f"The checkpoint {self._path(candidate)} may be sound, but {damage}. Nothing was changed: see to the file system "
@@ -365,7 +325,7 @@ class Checkpoints:
         return [wanted]
 
     def _load(self, step: int, target: PyTree | Callable[[dict], PyTree]) -> tuple[PyTree, dict]:
-        record = _together(lambda: self._read_record(step))
+        record = together(lambda: self._read_record(step))
         target, treedef = named_leaves(target(record["meta"]) if callable(target) else target)
         if differences := _differences(record["structure"], _structure(target)):
             further = len(differences) - _SHOWN_DIFFERENCES
@@ -374,20 +334,15 @@ class Checkpoints:
                 + "; ".join(differences[:_SHOWN_DIFFERENCES] + ([f"and {further} more"] if further > 0 else []))
                 + ". Use the same --config as the run that wrote it, or another --workdir"
             )
-        state = _together(lambda: self._read_arrays(step, target))
+        state = together(lambda: self._read_arrays(step, target))
         found, expected = checksums(state), record["checksums"]  # of the global arrays: the same on every process
         if wrong := [name for name in target if found[name] != expected[name]]:
             del state  # not kept alive by the traceback: an older one is about to be loaded
-            raise _Damaged(f"checksum mismatch in {len(wrong)} of {len(target)} leaves, the first is {wrong[0]}")
+            raise Damaged(f"checksum mismatch in {len(wrong)} of {len(target)} leaves, the first is {wrong[0]}")
         return jax.tree.unflatten(treedef, [state[name] for name in target]), record["meta"]
 
     def _read_arrays(self, step: int, target: dict[str, Any]) -> dict[str, jax.Array]:
         wanted = {name: _with_sharding(name, leaf) for name, leaf in target.items()}
-        for name, leaf in wanted.items():
-            try:
-                leaf.sharding.shard_shape(leaf.shape)
-            except ValueError as error:
-                raise CheckpointError(f"{self._path(step)}: {name} {list(leaf.shape)} cannot lie on this mesh: {_brief(error)}") from error
         filled = ocp.args.StandardRestore({name: leaf for name, leaf in wanted.items() if leaf.size})
         try:
             # Not manager.restore(): it ends at a barrier, where the others would wait for a process that found damage
@@ -395,12 +350,12 @@ class Checkpoints:
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the checkpoint
         except Exception as error:  # whatever a damaged file leads to
-            raise _Damaged(f"its arrays cannot be read ({_brief(error)})", _is_passing(error)) from error
+            raise Damaged(f"its arrays cannot be read ({brief(error)})", is_passing(error)) from error
         return state | {
             name: jnp.zeros(w.shape, w.dtype, device=w.sharding) for name, w in wanted.items() if not w.size
         }
 
-    def _is_damaged(self, step: int, damage: _Damaged) -> CheckpointError:
+    def _is_damaged(self, step: int, damage: Damaged) -> CheckpointError:
         remedy = f"give another of {self.steps()}, or 'last' for the newest sound one"
         return CheckpointError(f"The checkpoint {self._path(step)} is damaged: {damage}; {remedy}")
 

@@ -16,7 +16,6 @@ Resolving a config with `data` opens the corpus, and on its first use prepares i
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from armt_jax.data import STREAMS, CorpusConfig, DataError, TextSource
 from armt_jax.data.babilong import BabilongBatches, BackgroundConfig
 from armt_jax.data.sources import SOURCES
+from armt_jax.fields import as_section, build, check_type, named, plain, suggestion
 from armt_jax.memory.interface import MemoryConfig
 from armt_jax.memory.presets import MEMORIES
 from armt_jax.model import ModelConfig, RecurrenceConfig
@@ -36,7 +36,8 @@ from armt_jax.tasks import TASKS, BatchSource
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment. `tasks`, `models`: of each stage of `train.stages`, in order. A text stands where a task does.
+    """One experiment. `tasks`, `models`: of each stage of `train.stages`, in order; of an evaluation's point none. A text stands where a
+    task does.
 
     Models differ at most in their segment length: without recurrence.segment_length each task brings its own. They share parameters.
     """
@@ -56,67 +57,8 @@ class Config:
         return self.tasks[stage].carries_state or bool(self.train.stages[stage].keep_memory)
 
 
-def suggestion(name: str, known) -> str:
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(map(str, known))})"
-
-
-def plain(value: Any) -> Any:
-    """ConfigDicts and lists to dicts and tuples, all the way down."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    return tuple(plain(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _section(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"config: {name} = {value!r} must be a section (a dict of settings)")
-    return dict(value)
-
-
-def _build(kind: type, fields: Mapping[str, Any], section: str) -> Any:
-    """kind(**fields), refusing unknown and missing fields by name."""
-    fields = _section(section, fields)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"config: unknown key {section}.{name}{suggestion(name, known)}")
-    for name, field in known.items():
-        if name not in fields and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"config: {section}.{name} is missing, and {kind.__name__} has no default for it")
-    for name, value in fields.items():
-        _check_type(f"{section}.{name}", value, known[name].type)
-    return kind(**fields)
-
-
-_SIMPLE = {"int": int, "float": (int, float), "bool": bool, "str": str}
-
-
-def _check_type(name: str, value: Any, declared: Any) -> None:
-    """Catches `--config.x=abc` for numbers; anything but int, float, bool, str (or None beside them) is left to the class."""
-    text = declared if isinstance(declared, str) else getattr(declared, "__name__", str(declared))
-    allowed = [part.strip() for part in str(declared if "|" in str(declared) else text).split("|")]
-    if not all(part in (*_SIMPLE, "None") for part in allowed):
-        return
-    if value is None and "None" in allowed:
-        return
-    fits = any(isinstance(value, _SIMPLE[p]) and (p == "bool" or not isinstance(value, bool)) for p in allowed if p != "None")
-    if not fits:
-        raise ValueError(f"config: {name} = {value!r} must be {' or '.join(allowed)}, not {type(value).__name__}")
-
-
-def _named(section: str, fields: Mapping[str, Any], registry: Mapping[str, type]) -> tuple[type, dict[str, Any]]:
-    fields = _section(section, fields)
-    name = fields.pop("name", None)
-    if name not in registry:
-        raise ValueError(f"config: {section}.name = {name!r} is unknown{suggestion(name, registry)}")
-    return registry[name], fields
-
-
 def resolve_backbone(fields: Mapping[str, Any]) -> BackboneConfig:
-    fields = _section("backbone", fields)
+    fields = as_section("backbone", fields)
     preset = fields.pop("preset", None)
     if preset is not None:
         if preset not in PRESETS:
@@ -125,14 +67,14 @@ def resolve_backbone(fields: Mapping[str, Any]) -> BackboneConfig:
         if fields.setdefault("name", name) != name:
             raise ValueError(f"config: backbone.preset = {preset!r} is a {name!r}, but backbone.name = {fields['name']!r}: drop one")
         fields = {**defaults, **fields}
-    kind, fields = _named("backbone", fields, BACKBONES)
+    kind, fields = named("backbone", fields, BACKBONES)
     if isinstance(fields.get("rotary_scaling"), Mapping):
-        fields["rotary_scaling"] = _build(RotaryScaling, fields["rotary_scaling"], "backbone.rotary_scaling")
-    return _build(kind, fields, "backbone")
+        fields["rotary_scaling"] = build(RotaryScaling, fields["rotary_scaling"], "backbone.rotary_scaling")
+    return build(kind, fields, "backbone")
 
 
 def resolve_memory(fields: Mapping[str, Any]) -> MemoryConfig:
-    return _build(*_named("memory", fields, MEMORIES), "memory")
+    return build(*named("memory", fields, MEMORIES), "memory")
 
 
 # What `task.name` may say: tasks that are generated whole, and one that reads a text besides.
@@ -142,13 +84,13 @@ BABILONG_DATA = ("background", "stories", "compat")
 
 
 def resolve_task(fields: Mapping[str, Any], section: str = "task") -> BatchSource:
-    kind, fields = _named(section, fields, TASK_NAMES)
+    kind, fields = named(section, fields, TASK_NAMES)
     if kind is BabilongBatches and "background" in fields:
         try:
-            fields["background"] = _build(BackgroundConfig, fields["background"], f"{section}.background")
+            fields["background"] = build(BackgroundConfig, fields["background"], f"{section}.background")
         except DataError as error:
             raise DataError(f"config: {section}.background: {error} (--config.{section}.background.path=DIR)") from error
-    return _build(kind, fields, section)
+    return build(kind, fields, section)
 
 
 # Fields of a corpus as the section `data` calls them.
@@ -162,7 +104,7 @@ def stream_fields(kind: type[TextSource]) -> tuple[str, ...]:
 
 def resolve_data(fields: Mapping[str, Any], segment_length: int | None = None, section: str = "data") -> TextSource:
     """A text as batches. segment_length: that of recurrence, None where it says nothing."""
-    fields = _section(section, fields)
+    fields = as_section(section, fields)
     stream = fields.pop("stream", "contiguous")
     if stream not in STREAMS:
         raise ValueError(f"config: {section}.stream = {stream!r} is unknown{suggestion(stream, STREAMS)}")
@@ -180,9 +122,9 @@ def resolve_data(fields: Mapping[str, Any], segment_length: int | None = None, s
     _take_segment_length(own, segment_length, section)
     corpus = {name: value for name, value in fields.items() if name in CORPUS_FIELDS}
     for name, value in corpus.items():
-        _check_type(f"{section}.{name}", value, CORPUS_FIELDS[name].type)
+        check_type(f"{section}.{name}", value, CORPUS_FIELDS[name].type)
     corpus = CorpusConfig(**{"name" if name == "dataset" else name: value for name, value in corpus.items()})
-    return _build(kind, {"corpus": corpus, **own}, section)
+    return build(kind, {"corpus": corpus, **own}, section)
 
 
 def _require_shared(changes: Mapping[str, Any], shared, section: str, kind: str) -> None:
@@ -201,38 +143,42 @@ def _take_segment_length(fields: dict[str, Any], segment_length: int | None, sec
 
 def _resolve_source(config: Mapping[str, Any], changes: Mapping[str, Any], section: str) -> BatchSource:
     """The config's task or text with some of its fields changed."""
-    recurrence = _section("recurrence", config.get("recurrence", {}))
+    recurrence = as_section("recurrence", config.get("recurrence", {}))
     if "task" in config:
-        task = {**_section("task", config["task"]), **changes}
+        task = {**as_section("task", config["task"]), **changes}
         if task.get("name") == BabilongBatches.name:
             _require_shared(changes, BABILONG_DATA, section, "task")
             _take_segment_length(task, recurrence.get("segment_length"), section)
         return resolve_task(task, section)
     # A stage of its own data would be another experiment, and carry the wrong fingerprint.
     _require_shared(changes, CORPUS_FIELDS, section, "data")
-    return resolve_data({**_section("data", config["data"]), **changes}, recurrence.get("segment_length"), section)
+    return resolve_data({**as_section("data", config["data"]), **changes}, recurrence.get("segment_length"), section)
 
 
 def resolve_model(config: Mapping[str, Any], task: BatchSource) -> ModelConfig:
-    given = _section("recurrence", config.get("recurrence", {}))
-    recurrence = _build(RecurrenceConfig, {"segment_length": task.segment_length, **given}, "recurrence")
+    given = as_section("recurrence", config.get("recurrence", {}))
+    recurrence = build(RecurrenceConfig, {"segment_length": task.segment_length, **given}, "recurrence")
     memory = resolve_memory(config.get("memory", {"name": "none"}))
     return ModelConfig(resolve_backbone(config["backbone"]), memory, recurrence, config.get("dtype", "float32"))
 
 
-def _resolve_train(config: Mapping[str, Any]) -> tuple[TrainConfig, tuple[BatchSource, ...]]:
-    fields, kind = _section("train", config["train"]), "task" if "task" in config else "data"
-    optimizer = _build(OptimizerConfig, fields.pop("optimizer", {}), "train.optimizer")
-    stages, tasks = [], []
+def _train(config: Mapping[str, Any], kind: str) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """The section `train`, and what each stage changes in the task or text."""
+    fields = as_section("train", config["train"])
+    optimizer = build(OptimizerConfig, fields.pop("optimizer", {}), "train.optimizer")
+    stages, changes = [], []
     listed = fields.pop("stages", ())
     if not isinstance(listed, tuple):
         raise ValueError(f"config: train.stages = {listed!r} must be a list of stages, like [dict(steps=1000)]")
     for i, stage in enumerate(listed):
-        stage = _section(f"train.stages[{i}]", stage)
-        overrides = _section(f"train.stages[{i}].{kind}", stage.pop(kind, {}))
-        stages.append(_build(Stage, stage, f"train.stages[{i}]"))
-        tasks.append(_resolve_source(config, overrides, f"train.stages[{i}].{kind}"))
-    return _build(TrainConfig, {**fields, "optimizer": optimizer, "stages": tuple(stages)}, "train"), tuple(tasks)
+        stage = as_section(f"train.stages[{i}]", stage)
+        changes.append(as_section(f"train.stages[{i}].{kind}", stage.pop(kind, {})))
+        stages.append(build(Stage, stage, f"train.stages[{i}]"))
+    return build(TrainConfig, {**fields, "optimizer": optimizer, "stages": tuple(stages)}, "train"), changes
+
+
+def _tasks(config: Mapping[str, Any], changes: list[dict[str, Any]], kind: str) -> tuple[BatchSource, ...]:
+    return tuple(_resolve_source(config, each, f"train.stages[{i}].{kind}") for i, each in enumerate(changes))
 
 
 SECTIONS = ("seed", "backbone", "memory", "recurrence", "dtype", "init", "task", "data", "train", "evaluation", "mesh")
@@ -246,10 +192,10 @@ def resolve(config: Any) -> Config:
             ValueError, where the data does not fit.)
     """
     config = plain(config)
-    _check_sections(config)
-    kind = "task" if "task" in config else "data"
+    kind = _check_sections(config)
     task = _resolve_source(config, {}, kind)
-    resolved = _assemble(config, task, *_resolve_train(config))
+    train, changes = _train(config, kind)
+    resolved = _assemble(config, task, train, _tasks(config, changes, kind))
     _check_mesh(resolved)
     check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
     check(resolved)
@@ -262,24 +208,22 @@ def _assemble(config: Mapping[str, Any], task: BatchSource, train: TrainConfig, 
     return Config(
         seed=config.get("seed", 0), model=resolve_model(config, task), task=task, tasks=tasks, train=train,
         models=tuple(resolve_model(config, each) for each in tasks),
-        evaluation=_build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
-        mesh=_build(MeshConfig, config.get("mesh", {}), "mesh"), init=_build(InitConfig, config.get("init", {}), "init"),
+        evaluation=build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
+        mesh=build(MeshConfig, config.get("mesh", {}), "mesh"), init=build(InitConfig, config.get("init", {}), "init"),
     )  # fmt: skip
 
 
 def resolve_point(config: Any) -> Config:
     """As `resolve`, for one evaluation: `task` and `model` are those of the sections `task` or `data`. What stages change in them is of the
-    training and would stand above what a point changes, so it is left out; and the splits of training need not hold a row.
+    training and would stand above what a point changes: there are no `tasks` and `models` of stages, and training need not fit.
 
     Raises:
         ValueError: as `resolve`.
     """
     config = plain(config)
-    _check_sections(config)
-    kind = "task" if "task" in config else "data"
-    train = _section("train", config["train"])
-    stages = tuple({name: value for name, value in _section("train.stages", stage).items() if name != kind} for stage in train["stages"])
-    resolved = _assemble(config, _resolve_source(config, {}, kind), *_resolve_train({**config, "train": {**train, "stages": stages}}))
+    kind = _check_sections(config)
+    train, _ = _train(config, kind)
+    resolved = _assemble(config, _resolve_source(config, {}, kind), train, ())
     if not isinstance(resolved.task, (TextSource, BabilongBatches)):
         _check_task(resolved)
     _check_vocabulary(resolved.model, resolved.task, kind)
@@ -297,16 +241,18 @@ def _check_vocabulary(model: ModelConfig, source: BatchSource, where: str) -> No
 def resolve_without_data(config: Any) -> Config:
     """As `resolve`, and a text is not opened: enough to compile a program. What is wrong with the text is not found."""
     config = plain(config)
-    _check_sections(config)
-    train, tasks = _resolve_train(config)
+    kind = _check_sections(config)
+    train, changes = _train(config, kind)
+    tasks = _tasks(config, changes, kind)
     models = tuple(resolve_model(config, each) for each in tasks)
-    mesh = _build(MeshConfig, config.get("mesh", {}), "mesh")
+    mesh = build(MeshConfig, config.get("mesh", {}), "mesh")
     resolved = Config(config.get("seed", 0), models[0], tasks[0], tasks, models, train, EvaluationConfig(), mesh)
     _check_mesh(resolved)
     return resolved
 
 
-def _check_sections(config: Mapping[str, Any]) -> None:
+def _check_sections(config: Mapping[str, Any]) -> str:
+    """Which of "task" and "data" it has."""
     for name in config:
         if name not in SECTIONS:
             raise ValueError(f"config: unknown section {name}{suggestion(name, SECTIONS)}")
@@ -316,9 +262,10 @@ def _check_sections(config: Mapping[str, Any]) -> None:
     if ("task" in config) == ("data" in config):
         found = "has both sections task and data" if "task" in config else "section task is missing, and so is data"
         raise ValueError(f"config: {found}: a run has a task, or (data) a text")
-    _check_type("seed", config.get("seed", 0), "int")
+    check_type("seed", config.get("seed", 0), "int")
     if not 0 <= config.get("seed", 0) < 2**32:
         raise ValueError(f"config: seed = {config['seed']} must lie in 0..2**32 - 1")
+    return "task" if "task" in config else "data"
 
 
 def _check_mesh(config: Config) -> None:

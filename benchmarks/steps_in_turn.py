@@ -40,12 +40,13 @@ class Training:
         self.workdir, self.speeds = workdir, []
         mesh, source, stage = make_mesh(config.mesh), config.tasks[-1], config.train.stages[-1]
         rows, model = config.train.batch_of(stage), config.models[-1]
-        optimizer, carries = make_optimizer(config.train.optimizer, stage.steps), source.carries_state
+        optimizer = make_optimizer(config.train.optimizer_of(stage), stage.steps)
+        carries, answers = config.carries_memory(len(config.tasks) - 1), source.num_answers
         params = steps.create_params(model, config.seed, mesh)
         memory = carried.fresh(model, rows, mesh) if carries else None
         self.state = steps.TrainState(params, steps.create_opt_state(optimizer, params, mesh), memory)
         self.batches = [put_batch(source.batch(config.seed, i, rows), mesh) for i in range(batches)]
-        step = steps.make_train_step(model, optimizer, mesh, num_answers=0, accumulate=config.train.accumulate, carries=carries)
+        step = steps.make_train_step(model, optimizer, mesh, num_answers=answers, accumulate=config.train.accumulate, carries=carries)
         self.step = step.lower(self.state, self.batches[0], jax.random.key(0)).compile()
         self.facts = {
             "parameters": count(params), "state_floats_a_row": count(carried.abstract_memory(model, rows)) // rows,

@@ -37,7 +37,7 @@ with Checkpoints(sys.argv[1]) as store:
     try:
         store.restore(target | {"w": jax.ShapeDtypeStruct((16, 24), np.float32, sharding=shard(five, "z"))})
     except CheckpointError as error:
-        assert "w [16, 24] cannot lie on this mesh" in str(error) and "damaged" not in str(error), error
+        assert "w [16, 24] of the target cannot lie on this mesh" in str(error) and "damaged" not in str(error), error
     else:
         raise AssertionError("16 over 5")
 """

@@ -89,11 +89,11 @@ def test_a_stream_answers_as_the_whole_document_does(memory):
         assert (forgotten == found) == (memory == "none")
 
 
-def test_streams_in_bfloat16(tmp_path, memory="armt"):
+def test_streams_in_bfloat16(tmp_path):
     """The same answers as the whole document has, however many rows; the memory stays in float32, and a save keeps it."""
-    four, keys = reader(memory, 4, dtype="bfloat16"), KEYS[:4]
+    four, keys = reader("armt", 4, dtype="bfloat16"), KEYS[:4]
     found = answers(Streams(four, document, keys, segments_at_once=4))
-    assert found == {(key, 0): whole(model_of(memory, "bfloat16"), document(key)) for key in keys}
+    assert found == {(key, 0): whole(model_of("armt", "bfloat16"), document(key)) for key in keys}
     streams = Streams(four, document, keys, segments_at_once=1)
     for answer in streams:
         if answer is None:

@@ -13,7 +13,8 @@ from armt_jax.interop.verify import TOLERANCES
 
 GOLDEN = Path(__file__).parents[1] / "testdata" / "golden"
 FILES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
-# Every schedule and strategy; the others have the plainest and most the most involved one here, and all in `.ci/run`, by the command.
+# Every schedule and strategy; the others have the plainest one here, most of them the most involved one too, and all have every one in
+# `.ci/run`, by the command.
 ALL_COMBINATIONS = ("armt_gpt2",)
 
 

@@ -298,12 +298,9 @@ class AssociativeMemory(nn.Module):
     def _recall(self, k, A, z):
         """float32 throughout, also under torch.autocast: what is nearly equal is subtracted here, in every segment again."""
         with torch.autocast(k.device.type, enabled=False):
-            return self._exact_recall(k, A, z)
-
-    def _exact_recall(self, k, A, z):
-        weight = (k @ z[..., None])[..., 0]
-        divisor = weight.clamp(min=self.read_floor) if self.read_floor else weight
-        return k @ A / (divisor + EPSILON)[..., None], weight
+            weight = (k @ z[..., None])[..., 0]
+            divisor = weight.clamp(min=self.read_floor) if self.read_floor else weight
+            return k @ A / (divisor + EPSILON)[..., None], weight
 
     def read(self, x, A, z):
         found, _ = self._recall(self._features(self.query(x)), A, z)
