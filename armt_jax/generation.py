@@ -3,10 +3,14 @@
 The prompt is read segment by segment; its last segment stays open and is decoded with a key-value cache. When the open segment is full it
 is committed to memory, as a prompt segment would have been, and decoding goes on in a fresh one. (The published code decodes the last
 segment past its end instead and writes nothing: `overflow="extend"`.)
+
+Prompts of all lengths share a few compiled programs: their complete segments are read in blocks of 64, 8 and 1, the open one is filled up
+with padding, and the number of new tokens is an argument of the decoding loop.
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -20,6 +24,7 @@ from armt_jax.nn.attention import KeyValueCache
 from armt_jax.recurrence.schedules import GridState
 
 OVERFLOW = ("commit", "extend")
+BLOCKS = (64, 8, 1)  # segments read by one call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,8 @@ class Generated(NamedTuple):
     """What `generate` returns.
 
     Attributes:
-        tokens_BxG: the new tokens. log_probs_BxG: the model's log-probability of each (before temperature).
+        tokens_BxG: the new tokens. log_probs_BxG: the model's log-probability of each (before temperature), 0 where nothing was decoded as
+            all rows had ended.
         state: memory after all complete segments. pending_BxP: tokens of the open segment, not in memory yet (the prompt's end and the new
             tokens after it): put them before whatever comes next. pending_valid_BxP: False at the prompt's padding among them.
     """
@@ -103,7 +109,7 @@ def generate(
         tokens_BxN: prompts of one length; shorter ones padded at the LEFT, `valid_BxN` False there. The segments are cut from the left.
         key: PRNG key, needed for temperature > 0.
         overflow: "commit" writes a full segment to memory and goes on; "extend" lengthens the last segment without writing.
-        end_token: a row that produced it repeats it to the end.
+        end_token: a row that produced it repeats it to the end. Decoding stops where all rows have.
 
     Raises:
         ValueError: bad ids, state or options; padding that is not at the left; "extend" past the backbone's positions.
@@ -119,29 +125,48 @@ def generate(
     _check_left_padded(valid_BxN)
     if end_token is not None and not 0 <= end_token < model.config.backbone.vocab_size:
         raise ValueError(f"end_token = {end_token} is outside the vocabulary 0..{model.config.backbone.vocab_size - 1}")
-    tokens_BxN = jnp.asarray(tokens_BxN, jnp.int32)
+    tokens_BxN = np.asarray(tokens_BxN, np.int32)  # of the host's memory a slice of another length is no program to compile
     T, N = model.config.recurrence.segment_length, tokens_BxN.shape[1]
     opened = N - (N - 1) // T * T
-    capacity = T if overflow == "commit" else opened + max_new_tokens
+    longest = T if overflow == "commit" else opened + max_new_tokens
     layout = model.config.memory.layout(model.config.backbone)
-    if capacity + layout.front > model.config.backbone.max_positions + (0 if layout.table_rows is None else layout.front):
+    if longest + layout.front > model.config.backbone.max_positions + (0 if layout.table_rows is None else layout.front):
         raise ValueError(
-            f"overflow = 'extend' makes a segment of {capacity} tokens and {layout.front} memory tokens, more than "
+            f"overflow = 'extend' makes a segment of {longest} tokens and {layout.front} memory tokens, more than "
             f"backbone.max_positions = {model.config.backbone.max_positions}: use 'commit'"
         )
-    valid = jnp.ones(tokens_BxN.shape, bool) if valid_BxN is None else jnp.asarray(valid_BxN)
+    ragged = valid_BxN is not None
+    valid_BxN = np.ones(tokens_BxN.shape, bool) if valid_BxN is None else np.asarray(valid_BxN)
     key = jax.random.key(0) if key is None else key
     state = model.init_state(tokens_BxN.shape[0]) if state is None else model._checked(state, tokens_BxN.shape[0])
     graphdef, params = nnx.split(model)
-    static = (graphdef, opened, capacity, max_new_tokens, sampling, end_token)
-    new, log_probs, state, last = _generate(static, params, tokens_BxN, valid, state, key, ragged=valid_BxN is not None)
+    start = 0
+    for count in _blocks((N - opened) // T):
+        block = slice(start, start + count * T)
+        state = _ingest(graphdef, params, tokens_BxN[:, block], valid_BxN[:, block] if ragged else None, state)
+        start = block.stop
+    room = max(16, 1 << (max_new_tokens - 1).bit_length())
+    static = (graphdef, T if overflow == "commit" else T + room, room, sampling)
+    pad = ((0, 0), (0, T - opened))
+    rest, seen = np.pad(tokens_BxN[:, start:], pad), np.pad(valid_BxN[:, start:], pad)
+    end = -1 if end_token is None else end_token
+    new, log_probs, state, last = _decode(static, params, rest, seen, opened, state, key, max_new_tokens, end, ragged=ragged)
     fill = int(last.fill)
-    return Generated(new, log_probs, state, last.tokens_BxT[:, :fill], last.valid_BxT[:, :fill])
+    return Generated(
+        new[:, :max_new_tokens], log_probs[:, :max_new_tokens], state, last.tokens_BxT[:, :fill], last.valid_BxT[:, :fill]
+    )
+
+
+def _blocks(segments: int) -> Iterator[int]:
+    """The segments of each call."""
+    for size in BLOCKS:
+        yield from [size] * (segments // size)
+        segments %= size
 
 
 def _check_left_padded(valid_BxN: jax.Array | None) -> None:
-    """Where it is concrete: a row that ends in padding would be continued from a padding token."""
-    if valid_BxN is None or isinstance(valid_BxN, jax.core.Tracer):
+    """A row that ends in padding would be continued from a padding token."""
+    if valid_BxN is None:
         return
     valid = np.asarray(valid_BxN)
     wrong = ~valid[:, -1] | (valid[:, :-1] & ~valid[:, 1:]).any(axis=1)
@@ -151,32 +176,37 @@ def _check_left_padded(valid_BxN: jax.Array | None) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="ragged")
-def _generate(static, params, tokens_BxN, valid_BxN, state, key, *, ragged: bool):
-    graphdef, opened, capacity, max_new_tokens, sampling, end_token = static
-    model = nnx.merge(graphdef, params)
-    decoder = _Decoder(model, capacity)
-    closed = tokens_BxN.shape[1] - opened
-    if closed:
-        state = model.ingest(tokens_BxN[:, :closed], state, valid_BxN=valid_BxN[:, :closed] if ragged else None)
-    segment, logits = decoder.open(state, tokens_BxN[:, closed:], valid_BxN[:, closed:])
+@functools.partial(jax.jit, static_argnums=0)
+def _ingest(graphdef, params, tokens_BxN, valid_BxN, state):
+    return nnx.merge(graphdef, params).ingest(tokens_BxN, state, valid_BxN=valid_BxN)
 
-    def step(carry, i):
-        state, segment, logits, done = carry
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="ragged")
+def _decode(static, params, tokens_BxT, valid_BxT, fill, state, key, max_new_tokens, end_token, *, ragged: bool):
+    """Up to `max_new_tokens` after the open segment's first `fill` tokens. end_token -1: none."""
+    graphdef, capacity, room, sampling = static
+    decoder = _Decoder(nnx.merge(graphdef, params), capacity)
+    B = tokens_BxT.shape[0]
+    segment, logits = decoder.open(state, tokens_BxT, valid_BxT, fill)
+
+    def goes_on(carry):
+        i, *_, done, _, _ = carry
+        return (i < max_new_tokens) & ~done.all()
+
+    def step(carry):
+        i, state, segment, logits, done, new, log_probs = carry
         token = sampling(logits, jax.random.fold_in(key, i)).astype(jnp.int32)
-        if end_token is not None:
-            token = jnp.where(done, end_token, token)
-            done = done | (token == end_token)
+        token = jnp.where(done, end_token, token)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
         state, segment = jax.lax.cond(
             segment.fill == capacity, lambda s, o: decoder.commit(s, o, ragged), lambda s, o: (s, o), state, segment
         )
         segment, logits = decoder.extend(state, segment, token[:, None])
-        return (state, segment, logits, done), (token, log_prob)
+        return i + 1, state, segment, logits, done | (token == end_token), new.at[:, i].set(token), log_probs.at[:, i].set(log_prob)
 
-    done = jnp.zeros(tokens_BxN.shape[0], bool)
-    (state, segment, _, _), (new, log_probs) = jax.lax.scan(step, (state, segment, logits, done), jnp.arange(max_new_tokens))
-    return new.T, log_probs.T, state, segment
+    none_yet = jnp.zeros(B, bool), jnp.full((B, room), end_token, jnp.int32), jnp.zeros((B, room), jnp.float32)
+    _, state, segment, _, _, new, log_probs = jax.lax.while_loop(goes_on, step, (jnp.int32(0), state, segment, logits, *none_yet))
+    return new, log_probs, state, segment
 
 
 class _Decoder:
@@ -196,16 +226,18 @@ class _Decoder:
         zeros = jnp.zeros(shape, self.model.dtype)
         return KeyValueCache(zeros, zeros, jnp.zeros(shape[:3], bool))
 
-    def open(self, state: GridState, tokens_BxP, valid_BxP):
-        """A fresh open segment holding the P given tokens. Returns it and the logits after them [B, V]."""
+    def open(self, state: GridState, tokens_BxP, valid_BxP, fill):
+        """A fresh open segment holding the first `fill` of the P given tokens. Returns it and the logits after them [B, V]."""
         B, P = tokens_BxP.shape
         pad = ((0, 0), (0, self.capacity - P))
-        segment = _Open(self._empty_cache(B), jnp.pad(tokens_BxP, pad), jnp.pad(valid_BxP, pad), jnp.int32(P))
+        valid_BxP = valid_BxP & (jnp.arange(P) < fill)
+        segment = _Open(self._empty_cache(B), jnp.pad(tokens_BxP, pad), jnp.pad(valid_BxP, pad), jnp.asarray(fill, jnp.int32))
         x = self.model.embed_tokens(tokens_BxP)
         front, _ = self.model.token_memory.memory_tokens(B, state.tokens)
         x = x if front is None else jnp.concatenate([front.astype(x.dtype), x], axis=1)
         positions = self.front.positions(P, valid_BxP)
-        cache, logits = self._read(state, segment.cache, x, positions, self.front.wrap_valid(valid_BxP), 0, self.front)
+        last = self.front.front + segment.fill - 1
+        cache, logits = self._read(state, segment.cache, x, positions, self.front.wrap_valid(valid_BxP), 0, self.front, last)
         return segment._replace(cache=cache), logits
 
     def extend(self, state: GridState, segment: _Open, token_Bx1):
@@ -233,7 +265,8 @@ class _Decoder:
             )
         return state, _Open(cache, jnp.zeros_like(segment.tokens_BxT), jnp.zeros_like(segment.valid_BxT), jnp.int32(0))
 
-    def _read(self, state: GridState, cache: KeyValueCache, x_BxTxD, positions, valid_BxT, index, layout: Layout):
+    def _read(self, state: GridState, cache: KeyValueCache, x_BxTxD, positions, valid_BxT, index, layout: Layout, last=-1):
+        """The cache with the tokens in it, from place `index` on, and the logits after the token at `last`."""
         model = self.model
         if model.positions is not None:
             x_BxTxD = x_BxTxD + model.positions(positions, model.dtype)
@@ -250,4 +283,4 @@ class _Decoder:
             return out.hidden_BxTxD, out.cache
 
         x, cache = jax.lax.scan(step, x_BxTxD, (self.layers, state.layers, cache))
-        return cache, model.logits(model.final_norm(x[:, -1:]))[:, 0]
+        return cache, model.logits(model.final_norm(x[:, last]))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from armt_jax import generation
 from armt_jax.generation import Sampling, generate
 from armt_jax.memory.associative import ARMT
 from armt_jax.memory.recurrent_tokens import RMT
@@ -162,22 +163,36 @@ def test_extending_the_last_segment_equals_one_long_segment(model):
 
 
 def test_memory_does_not_grow_with_what_is_generated(armt):
-    """Temporary memory of the compiled program: the same for 16 and for 160 new tokens."""
-    from armt_jax import generation
-
+    """Temporary memory of the compiled program: the same for 16 and for 256 new tokens."""
     graphdef, params = nnx.split(armt)
 
-    def peak(count):
-        static = (graphdef, 2, T, count, Sampling(), None)
-        valid = jnp.ones(PROMPT.shape, bool)
-        lowered = generation._generate.lower(
-            static, params, jnp.asarray(PROMPT), valid, armt.init_state(B), jax.random.key(0), ragged=False
-        )
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+    def peak(room):
+        tokens, valid = np.zeros((B, T), np.int32), np.ones((B, T), bool)
+        static = (graphdef, T, room, Sampling())
+        args = (static, params, tokens, valid, 2, armt.init_state(B), jax.random.key(0), room, -1)
+        return generation._decode.lower(*args, ragged=False).compile().memory_analysis().temp_size_in_bytes
 
-    few, many = peak(16), peak(160)
-    # The tokens and log-probabilities themselves, transposed, and the counter of the loop.
-    assert many - few <= 8 * 144 * 2 * B + 4 * 144
+    few, many = peak(16), peak(256)
+    assert many - few <= 3 * 8 * 240 * B, "the tokens and log-probabilities themselves, and copies of them"
+
+
+def test_prompts_of_other_lengths_compile_nothing_new(armt):
+    def programs():
+        return generation._ingest._cache_size(), generation._decode._cache_size()
+
+    armt.generate(random_tokens(2, 3, T + 1), max_new_tokens=3)
+    before = programs()
+    for length in range(1, 8 * T):
+        assert armt.generate(random_tokens(2, 3, length), max_new_tokens=1 + length % 16).tokens_BxG.shape == (3, 1 + length % 16)
+    assert programs() == before
+
+
+def test_long_prompts_are_read_in_blocks(armt):
+    assert list(generation._blocks(203)) == [64] * 3 + [8] + [1] * 3 and not list(generation._blocks(0))
+    prompt = random_tokens(3, 1, 73 * T + 2)
+    out = armt.generate(prompt, max_new_tokens=1)
+    for a, b in zip(jax.tree.leaves(out.state), jax.tree.leaves(armt.ingest(prompt[:, : 73 * T]))):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 def test_a_row_that_ended_repeats_the_end_token(armt):
@@ -189,6 +204,19 @@ def test_a_row_that_ended_repeats_the_end_token(armt):
     for row, want, stop in zip(out, free, first):
         np.testing.assert_array_equal(row[: stop + 1], want[: stop + 1])
         assert np.all(row[stop:] == end)
+
+
+def test_decoding_stops_where_all_rows_have_ended(armt):
+    prompt = PROMPT[:1]
+    free = armt.generate(prompt, max_new_tokens=40)
+    end = int(free.tokens_BxG[0, 2])
+    stop = int(np.argmax(np.asarray(free.tokens_BxG)[0] == end))
+    out = armt.generate(prompt, max_new_tokens=40, end_token=end)
+    np.testing.assert_array_equal(out.tokens_BxG[0, stop:], end)
+    np.testing.assert_array_equal(out.log_probs_BxG[0, : stop + 1], free.log_probs_BxG[0, : stop + 1])
+    assert not np.any(out.log_probs_BxG[0, stop + 1 :])
+    row = np.concatenate([prompt, out.tokens_BxG[:, : stop + 1]], axis=1)
+    np.testing.assert_array_equal(out.pending_BxP, row[:, (row.shape[1] - 1) // T * T :])
 
 
 # ---- sampling ----
