@@ -50,9 +50,9 @@ def test_the_reversible_backward_pass_takes_an_eighth_of_the_memory_at_shape_ar(
     assert temporary[1] <= temporary[0] / 8, [t / 2**20 for t in temporary]
 
 
-@pytest.mark.parametrize("segments, key_norm, scales", [(51, "none", {}), (256, "none", {}), (256, "l2", SHARP)])
-def test_reversible_gradients_equal_stored_ones_at_shape_ar(segments, key_norm, scales):
-    """Two draws of three must agree to 1e-4 and all in loss.
+@pytest.mark.parametrize("key_norm, scales", [("none", {}), ("l2", SHARP)])
+def test_reversible_gradients_equal_stored_ones_at_shape_ar(key_norm, scales):
+    """Over 256 segments, five times as many as the shape has. Two draws of three must agree to 1e-4 and all in loss.
 
     Among a million inputs of the key features' ReLUs one may lie within rounding of zero. Two programs that round differently
     then take different sides of its kink, and their gradients differ by 1e-3 to 3e-2: so do those of two schedules of plain
@@ -60,7 +60,7 @@ def test_reversible_gradients_equal_stored_ones_at_shape_ar(segments, key_norm, 
     """
     programs, errors = {}, []
     for seed in range(3):
-        model, ids = shape_ar(segments, batch=2, key_norm=key_norm, seed=seed, **scales)
+        model, ids = shape_ar(256, batch=2, key_norm=key_norm, seed=seed, **scales)
         runs = []
         for gradient in ("store", "reversible"):
             if gradient not in programs:

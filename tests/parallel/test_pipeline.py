@@ -50,32 +50,42 @@ def training(config, mesh):
     args = TrainState(params, steps.create_opt_state(optimizer, params, mesh)), put_batch(batch, mesh), jax.random.key(0)
     return step.lower(*args).compile(), args
 
-alone, staged = make_mesh(MeshConfig(data=1), jax.devices()[:1]), make_mesh(MeshConfig(*json.loads(sys.argv[2])))
-gradient = sys.argv[1]
-if gradient == "forward":
-    (one, one_args), (all_, args) = forward(config("sequential", "store"), alone), forward(config("diagonal", "store"), staged)
-    want, got = one(*one_args), all_(*args)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
-    assert {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(got.layers)} == {L // staged.shape["stage"]}
-else:
-    (one, one_args), (all_, args) = training(config("sequential", "store"), alone), training(config("diagonal", gradient), staged)
-    (want_state, want), (got_state, got) = one(*one_args), all_(*args)
-    np.testing.assert_allclose([got.loss, got.gradient_norm], [want.loss, want.gradient_norm], rtol=1e-5)
-print(json.dumps([[c.kind, c.shapes, c.bytes, c.loops, c.times] for c in collectives(all_.as_text())]))
+alone = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+(one, one_args) = training(config("sequential", "store"), alone)
+_, want = one(*one_args)
+
+for gradient, axes in json.loads(sys.argv[1]):
+    staged = make_mesh(MeshConfig(*axes))
+    if gradient == "forward":
+        (one, one_args), (all_, args) = forward(config("sequential", "store"), alone), forward(config("diagonal", "store"), staged)
+        expected, got = one(*one_args), all_(*args)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
+        assert {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(got.layers)} == {L // staged.shape["stage"]}
+    else:
+        all_, args = training(config("diagonal", gradient), staged)
+        _, got = all_(*args)
+        np.testing.assert_allclose([got.loss, got.gradient_norm], [want.loss, want.gradient_norm], rtol=1e-5)
+    print(json.dumps([[c.kind, c.shapes, c.bytes, c.loops, c.times] for c in collectives(all_.as_text())]), flush=True)
 """
 ACTIVATION = (4, 6, 16)  # B, T and the memory tokens, D
+# What is computed, on which mesh: exchanges within the loop.
+STAGES, COPIES = (1, 1, 1, 4), (2, 1, 1, 2)
+PROGRAMS = [("forward", STAGES), ("store", STAGES), ("remat", STAGES), ("reversible", STAGES), ("reversible", COPIES)]
 
 
-def exchanges(gradient: str, axes=(1, 1, 1, 4)) -> list[Collective]:
+@pytest.fixture(scope="module")
+def exchanges() -> dict[tuple, list[Collective]]:
+    """Of each program, once its numbers were found to be those of one device; all in one process, whose start is dear."""
     flags = "--xla_force_host_platform_device_count=4 --xla_llvm_disable_expensive_passes=true"
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"}
-    command = [sys.executable, "-c", SCRIPT, gradient, json.dumps(axes)]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(PROGRAMS)]
     done = subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "ematerialization" not in done.stderr, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return [Collective(kind, tuple(map(tuple, shapes)), *rest) for kind, shapes, *rest in found]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[") and not line.startswith("[Gloo]")]
+    found = [[Collective(kind, tuple(map(tuple, shapes)), *rest) for kind, shapes, *rest in line] for line in lines]
+    return {program: [each for each in line if each.loops] for program, line in zip(PROGRAMS, found, strict=True)}
 
 
 def without_ones(shape):
@@ -85,18 +95,18 @@ def without_ones(shape):
 @pytest.mark.parametrize(
     ("gradient", "permutes", "hand_overs"), [("forward", 1, 1), ("store", 2, 2), ("remat", 3, 3), ("reversible", 3, 2)]
 )
-def test_inside_the_loop_stages_pass_one_layers_activations_and_nothing_else(gradient, permutes, hand_overs):
+def test_inside_the_loop_stages_pass_one_layers_activations_and_nothing_else(gradient, permutes, hand_overs, exchanges):
     """Forward: up to the next stage, and the finished segment from the last one. Backward: the same the other way; and up again where the
     backward pass computes the inside of a tick again."""
-    inside = [each for each in exchanges(gradient) if each.loops]
+    inside = exchanges[gradient, STAGES]
     kinds = [each.kind for each in inside]
     assert set(kinds) <= {"collective-permute", "all-reduce"}, inside
     assert 1 <= kinds.count("collective-permute") <= permutes and kinds.count("all-reduce") <= hand_overs, inside
     assert all(without_ones(shape) == ACTIVATION for each in inside for shape in each.shapes), inside
 
 
-def test_copies_of_a_pipeline_add_up_their_gradients_once():
-    inside = [each for each in exchanges("reversible", (2, 1, 1, 2)) if each.loops]
+def test_copies_of_a_pipeline_add_up_their_gradients_once(exchanges):
+    inside = exchanges["reversible", COPIES]
     activation = (ACTIVATION[0] // 2, *ACTIVATION[1:])
     assert inside and all(without_ones(shape) == activation for each in inside for shape in each.shapes), inside
 

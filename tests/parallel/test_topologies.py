@@ -87,18 +87,13 @@ def same(found, devices):
         np.testing.assert_allclose(norm, found[0][3], rtol=1e-5)
 
 
-def test_from_one_device_to_eight_and_back(tmp_path):
-    meshes = [(1, 1, 1, 1), (2, 2, 2, 1), (4, 1, 1, 2), (1, 1, 1, 1)]
-    same(finish([start(tmp_path / "checkpoints", 8, meshes)]), [1, 8, 8, 1])
-
-
 @pytest.mark.multiprocess
-def test_through_two_processes_of_four_devices(tmp_path):
+def test_from_one_device_to_eight_to_two_processes_of_four_and_back(tmp_path):
     directory = tmp_path / "checkpoints"
-    found = finish([start(directory, 1, [(1, 1, 1, 1)])])
+    found = finish([start(directory, 8, [(1, 1, 1, 1), (2, 2, 2, 1), (4, 1, 1, 2)])])
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         address = f"localhost:{listener.getsockname()[1]}"
     found += finish([start(directory, 4, [(2, 2, 1, 2)], (address, i)) for i in range(2)])
     found += finish([start(directory, 1, [(1, 1, 1, 1)])])
-    same(found, [1, 8, 1])
+    same(found, [1, 8, 8, 8, 1])

@@ -1,13 +1,20 @@
 """A small run of two stages, and what it leaves in its workdir."""
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import numpy as np
+import pytest
 
 from armt_jax.checkpoint import Checkpoints
 from armt_jax.config import resolve
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.parallel.rules import path_string
 from armt_jax.telemetry.jsonl import read_lines
+from armt_jax.training import loop
+from armt_jax.training import step as steps
 from armt_jax.training.restore import restore_target
 
 TIMING = {"tokens_per_s", "data_wait", "seconds_per_step", "mfu"}
@@ -32,6 +39,16 @@ CONFIG = {
     "evaluation": {"batch_size": 4, "batches": 1},
     "mesh": {"data": 1},
 }  # fmt: skip
+
+
+@contextmanager
+def programs_shared() -> Iterator[None]:
+    """Runs within it compile each step once for all of them: else that is most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_optimizer", functools.cache(loop.make_optimizer))
+        for name in ("make_train_step", "make_evaluation_step"):
+            patch.setattr(steps, name, functools.cache(getattr(steps, name)))
+        yield
 
 
 def metrics(workdir):

@@ -206,7 +206,6 @@ def test_the_evaluation_step_agrees_and_drops_nothing(setup, mesh, computed):
 # -- eight devices ---------------------------------------------------------------------------------------------------------
 
 EIGHT = """
-import sys
 import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 from armt_jax.config import resolve_backbone, resolve_memory
@@ -219,8 +218,7 @@ from armt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from armt_jax.training.step import StepMetrics, TrainState
 
 assert jax.device_count() == 8
-armt = dict(name="armt", num_memory_tokens=1, d_mem=16, value_std=0.1, key_norm="l2")
-memory = dict(armt=armt, rmt=dict(name="rmt", num_memory_tokens=1))[sys.argv[1]]
+memory = dict(name="armt", num_memory_tokens=1, d_mem=16, value_std=0.1, key_norm="l2")
 backbone = dict(name="gpt2", vocab_size=128, num_layers=2, width=16, num_heads=2, max_positions=16, kernel_std=None, embedding_std=0.5)
 backbone["dropout"] = 0.1
 config = ModelConfig(resolve_backbone(backbone), resolve_memory(memory), RecurrenceConfig(4))
@@ -259,7 +257,7 @@ meshes = [
     (dict(data=2, fsdp=2, tensor=2), P("stage", "fsdp", "tensor"), (2, 8, 32)),
     (dict(data=1, fsdp=8), P("stage", "fsdp", "tensor"), (2, 2, 64)),
 ]
-for axes, spec, shard in meshes if sys.argv[1] == "armt" else meshes[:2]:
+for axes, spec, shard in meshes:
     mesh = make_mesh(MeshConfig(**axes))
     first, state, found = train(mesh)
     jax.tree.map(np.testing.assert_array_equal, first, start)  # placement does not change the initial values
@@ -280,7 +278,7 @@ for axes, spec, shard in meshes if sys.argv[1] == "armt" else meshes[:2]:
     assert table == (128 // axes.get("tensor", 1), 16 // axes.get("fsdp", 1)), (axes, table)
     norm = named(state.params)["final_norm/scale"]
     assert norm.sharding.is_fully_replicated
-    if axes == dict(data=8) and sys.argv[1] == "rmt":  # parts of a batch, each over all devices
+    if axes == dict(data=8):  # parts of a batch, each over all devices
         _, state, found = train(mesh, accumulate=2)
         np.testing.assert_allclose(columns(found), columns(losses), rtol=1e-5)
     if axes == dict(data=8):  # gradients are added up once per step, not once per segment: no sum over devices inside a loop
@@ -291,10 +289,8 @@ for axes, spec, shard in meshes if sys.argv[1] == "armt" else meshes[:2]:
 """
 
 
-@pytest.mark.parametrize("memory", ["armt", "rmt"])
-def test_eight_devices_train_like_one(memory):
+def test_eight_devices_train_like_one():
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-c", EIGHT, memory]
-    done = subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=environ, cwd=ROOT, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

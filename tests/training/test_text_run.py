@@ -1,16 +1,12 @@
-"""Runs on a text: what is logged and kept, memory that goes on through kills and stages, data that must stay the same."""
+"""Runs on a text: what is logged and kept, memory that goes on through restarts and stages, data that must stay the same."""
 
 import json
-import os
 import pathlib
 import random
 import runpy
 import shutil
-import signal
-import subprocess
-import sys
+from contextlib import nullcontext
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,15 +15,13 @@ from armt_jax.config import override, resolve
 from armt_jax.data import DataError
 from armt_jax.evaluation.evaluate import load
 from armt_jax.parallel.mesh import make_mesh
-from armt_jax.parallel.rules import path_string
-from armt_jax.telemetry.jsonl import read_lines
 from armt_jax.training import step as steps
 from armt_jax.training.loop import Run, train
 from armt_jax.training.restore import restore_target
 from armt_jax.training.workdir import WorkdirError
+from tests.training.runs import metrics, named, programs_shared
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMING = {"tokens_per_s", "data_wait", "seconds_per_step", "mfu"}
 CONFIG = {
     "seed": 3,
     "backbone": {"name": "transformer_xl", "vocab_size": 256, "num_layers": 1, "width": 16, "num_heads": 2, "kernel_std": None},
@@ -67,52 +61,38 @@ def restored(workdir, config, step="last"):
         return checkpoints.restore(restore_target(resolved, config, make_mesh(resolved.mesh)), step=step)
 
 
-def named(tree):
-    return {path_string(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+class Killed(BaseException):
+    """Raised where a process is killed."""
 
 
-def metrics(workdir):
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in read_lines(workdir / "metrics.jsonl")]
-
-
-# Runs train.py and kills it before the loop's `after_step` of one step.
-DRIVER = """
-import os, runpy, signal, sys
-from armt_jax.training.loop import Run
-
-at, after_step = int(sys.argv[1]), Run.after_step
-
-
-def patched(self):
-    if self.standing.step == at:
-        self.checkpoints.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-    after_step(self)
-
-
-Run.after_step = patched
-sys.argv = ["train.py", *sys.argv[2:]]
-runpy.run_path("train.py", run_name="__main__")
-"""
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation():
+    with programs_shared():
+        yield
 
 
 @pytest.fixture(scope="module")
 def runs(config, tmp_path_factory):
-    """(workdir of a whole run, workdir of one killed in both stages)."""
+    """(workdir of a whole run, workdir of one that ended in both stages before the loop's `after_step`)."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "driver.py").write_text(DRIVER)
-    (folder / "tiny.py").write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config!r})\n")
-    environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-    environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-    for name, kills in (("whole", [0]), ("parts", [5, 8, 11, 0])):
-        for at in kills:
-            command = [sys.executable, folder / "driver.py", str(at), f"--config={folder / 'tiny.py'}", f"--workdir={folder / name}"]
-            done = subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=300)
-            assert done.returncode == (-signal.SIGKILL if at else 0), done.stdout + done.stderr
+    after_step = Run.after_step
+    for name, ends in (("whole", [0]), ("parts", [5, 8, 11, 0])):
+        for at in ends:
+
+            def patched(run, at=at):
+                if run.standing.step == at:
+                    run.checkpoints.wait()
+                    raise Killed
+                after_step(run)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Run, "after_step", patched)
+                with pytest.raises(Killed) if at else nullcontext():
+                    train(resolve(config), config, folder / name)
     return folder / "whole", folder / "parts"
 
 
-def test_a_killed_run_ends_in_the_same_bits_memory_included(runs, config):
+def test_a_run_in_parts_ends_in_the_same_bits_memory_included(runs, config):
     whole, parts = (restored(workdir, config) for workdir in runs)
     assert whole.step == parts.step == 12 and whole.meta == parts.meta
     expected, found = named(whole.state), named(parts.state)
