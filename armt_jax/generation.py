@@ -209,6 +209,12 @@ def _decode(static, params, tokens_BxT, valid_BxT, fill, state, key, max_new_tok
     return new, log_probs, state, segment
 
 
+def _is_kernel(path) -> bool:
+    """Whether a parameter is the matrix of one of a block's linear maps, which compute in the model's dtype."""
+    names = [getattr(key, "key", None) for key in path]
+    return "block" in names and "kernel" in names
+
+
 class _Decoder:
     """Reads new tokens of the open segment on top of a cache. The memory state is only read."""
 
@@ -216,7 +222,10 @@ class _Decoder:
         self.model, self.capacity = model, capacity
         layout = model.config.memory.layout(model.config.backbone)
         self.front = Layout(layout.front, 0)
-        self.graphdef, self.layers = model.stacked_layers()
+        self.graphdef, layers = model.stacked_layers()
+        # Cast once and not for every token: decoding is mostly reading weights.
+        cast = lambda path, leaf: leaf.astype(model.dtype) if _is_kernel(path) else leaf
+        self.layers = jax.tree_util.tree_map_with_path(cast, layers)
 
     def _empty_cache(self, batch: int) -> KeyValueCache:
         attention = self.model.layers.block.attention

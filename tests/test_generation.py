@@ -1,8 +1,10 @@
 """Generation against full forward passes, and the sampling filters against sorting by hand."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -174,6 +176,35 @@ def test_memory_does_not_grow_with_what_is_generated(armt):
 
     few, many = peak(16), peak(256)
     assert many - few <= 3 * 8 * 240 * B, "the tokens and log-probabilities themselves, and copies of them"
+
+
+def equations(jaxpr, inside=()):
+    """(names of the primitives around it, equation) of all equations in a jaxpr."""
+    for equation in jaxpr.eqns:
+        yield inside, equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner, (*inside, equation.primitive.name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_layers_weights_are_cast_once_and_not_for_every_token(name, monkeypatch):
+    half = MemoryTransformer(dataclasses.replace(build(name).config, dtype="bfloat16"), rngs=nnx.Rngs(1))
+    graphdef, params = nnx.split(half)
+    tokens, valid = np.zeros((B, T), np.int32), np.ones((B, T), bool)
+    args = (params, tokens, valid, 2, half.init_state(B), jax.random.key(0), 16, -1)
+    layers = jax.tree_util.tree_leaves_with_path(half.stacked_layers()[1])
+    kernels = [leaf.shape[1:] for path, leaf in layers if generation._is_kernel(path)]
+
+    def casts():
+        """Of such matrices, in the scan over layers of a decoded token."""
+        decode = generation._decode.__wrapped__  # which remembers nothing
+        jaxpr = jax.make_jaxpr(functools.partial(decode, (graphdef, T, 16, Sampling()), ragged=False))(*args).jaxpr
+        found = [e for inside, e in equations(jaxpr) if inside == ("while", "scan") and e.primitive.name == "convert_element_type"]
+        return sum(e.invars[0].aval.shape in kernels and e.outvars[0].aval.dtype == jnp.bfloat16 for e in found)
+
+    once = casts()  # a memory's query may have such a shape
+    monkeypatch.setattr(generation, "_is_kernel", lambda path: False)
+    assert casts() == once + len(kernels) and once <= 1
 
 
 def test_prompts_of_other_lengths_compile_nothing_new(armt):
