@@ -25,8 +25,9 @@ from armt_jax.recurrence.gradients import GRADIENTS
 from armt_jax.recurrence.schedules import SCHEDULES, GridParams, GridState
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Logits that exist at once in the loss: segments are taken together up to this many entries.
-LOGITS_AT_ONCE = 1 << 22
+# Logits that exist at once in the loss: segments are taken together up to this many entries, and one with more than the second number
+# (512 MB, and as much again in the backward pass) is cut into stretches of tokens.
+LOGITS_AT_ONCE, LOGITS_AT_MOST = 1 << 22, 1 << 27
 # Tell the dropout after the embedding and before the head apart from the layers' (whose keys are folded with their numbers).
 EMBEDDING_SALT, OUTPUT_SALT = 2**31 - 1, 2**31 - 2
 
@@ -96,7 +97,7 @@ class ModelConfig:
 
 
 class Losses(NamedTuple):
-    """Per segment, as sums and weights. `correct_BxN`: the most likely token is the target; False in segments that weigh nothing."""
+    """Per segment, as sums and weights. `correct_BxN`: the most likely token is the target; where nothing weighs it may be False."""
 
     loss_S: jax.Array
     weight_S: jax.Array
@@ -328,8 +329,20 @@ class MemoryTransformer(nnx.Module):
         return segments.join(nll, tokens_BxN.shape[1], recurrence.align), state
 
     def _by_segments(self, function, hidden, *cut):
-        """function(hidden, *cut) over the leading axis of segments, as many of them together as their logits allow."""
-        group = self._segments_at_once(*hidden.shape[:3])
+        """function(hidden, *cut) over the leading axis of segments, as many of them together, or as much of one, as their logits allow."""
+        S, B, T = hidden.shape[:3]
+        pieces = min(T, -(-B * T * self.head.width // LOGITS_AT_MOST))
+        if pieces > 1:
+            length = -(-T // pieces)
+            pieces = -(-T // length)
+
+            def apart(a):  # [S, B, T, ...] to [S * pieces, B, length, ...]
+                a = jnp.pad(a, ((0, 0), (0, 0), (0, pieces * length - T), *[(0, 0)] * (a.ndim - 3)))
+                return jnp.moveaxis(a.reshape(S, B, pieces, length, *a.shape[3:]), 2, 1).reshape(S * pieces, B, length, *a.shape[3:])
+
+            out = jax.lax.map(lambda a: function(*a), tuple(map(apart, (hidden, *cut))))
+            return tuple(jnp.moveaxis(a.reshape(S, pieces, B, length), 1, 2).reshape(S, B, -1)[:, :, :T] for a in out)
+        group = self._segments_at_once(S, B, T)
         grouped = [a.reshape(-1, group, *a.shape[1:]) for a in (hidden, *cut)]
         out = jax.lax.map(lambda a: function(*a), tuple(grouped))
         return tuple(a.reshape(-1, *a.shape[2:]) for a in out)

@@ -340,6 +340,39 @@ def test_logits_are_grouped_by_whole_segments(model, monkeypatch):
             same(result(), want)
 
 
+@pytest.mark.parametrize("room", [B * 3 * V, B * 2 * V, 1], ids=["3 + 1", "2 + 2", "one by one"])
+def test_a_segment_with_many_logits_is_cut(model, monkeypatch, room):
+    graphdef, params = nnx.split(model)
+
+    def result():
+        def loss(params):
+            out = nnx.merge(graphdef, params).losses(TOKENS, TARGETS, WEIGHTS)
+            return out.loss_S.sum(), out
+
+        nll = jax.jit(lambda params: nnx.merge(graphdef, params).token_losses(TOKENS, TARGETS)[0])(params)
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return out._replace(correct_BxN=out.correct_BxN & (WEIGHTS > 0)), grads, nll
+
+    want = result()
+    monkeypatch.setattr(model_module, "LOGITS_AT_MOST", room)
+    same(result(), want)
+
+
+def test_logits_of_a_whole_segment_need_not_exist(monkeypatch):
+    backbone = dataclasses.replace(LLAMA, vocab_size=4096, max_positions=80)
+    wide = build(ModelConfig(backbone, ARMT_, RecurrenceConfig(segment_length=64, gradient="remat")))
+    graphdef, params = nnx.split(wide)
+    tokens = random_tokens(4, length=128)
+    logits = 4 * B * 64 * 4096
+
+    def peak(room):
+        monkeypatch.setattr(model_module, "LOGITS_AT_MOST", room)
+        loss = jax.grad(lambda p: nnx.merge(graphdef, p).losses(tokens, tokens, np.ones(tokens.shape, np.float32)).loss_S.sum())
+        return jax.jit(loss).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(1 << 40) - peak(B * 8 * 4096) > logits
+
+
 def test_logits_of_a_whole_row_never_exist(monkeypatch):
     """What the compiled loss needs is far smaller than [B, N, V] when few logits may exist at once."""
     backbone = dataclasses.replace(LLAMA, vocab_size=4096)
