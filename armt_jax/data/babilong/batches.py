@@ -3,18 +3,22 @@
     context ... context  Where is Mary?  office <end>        question="running": as published; a segment ends wherever it ends
     context ... <pad>  |  Where is Mary?  office <end>       question="apart": the question opens a segment of its own
 
+With facts="apart" every fact and every question opens one (apart.py).
+
 Stories of "validation" never occur in training (stories.py), and its passages are of other text (books.py). Exact match is teacher forced:
 an answer counts when the likeliest token is the right one at each of its places, the end token included. That is when greedy decoding
 writes it.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
+from armt_jax.data.babilong.apart import fits, lay_apart
 from armt_jax.data.babilong.background import Background, BackgroundConfig
 from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
@@ -23,7 +27,7 @@ from armt_jax.data.errors import DataError
 from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
 
-QUESTIONS = ("running", "apart")
+QUESTIONS = FACTS = ("running", "apart")
 # Stories that are tried for a row; of every published task some fit two segments of 64 tokens.
 _ATTEMPTS = 200
 _WORD = 2**32
@@ -43,9 +47,11 @@ class BabilongBatches(BatchSource):
         generate: train on generated stories though `stories` names files, of which validation and test then are. Files have few short
             stories (1,800 of two facts), and a model that is slow to use its memory learns those by heart before.
         segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
-        question: "running" or "apart", see above.
+        question: "running" or "apart", see above. facts: likewise; "apart" wants the questions apart, too.
         questions: asked about each row at most, one behind the answer of the other. More than one, for more signal, of qa1 alone: about
-            different people of the same story, so a story of few people has fewer.
+            different people of the same story, so a story of few people has fewer. Where nearly all people are asked about, the last answer
+            is the room that is left over, and remembering which rooms were said is enough. With facts="apart" there are always so many,
+            each in its segment, about people drawn anew.
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
@@ -63,6 +69,7 @@ class BabilongBatches(BatchSource):
     segments: int | tuple[int, ...] = 2
     segment_length: int = 64
     question: str = "running"
+    facts: str = "running"
     questions: int = 1
     margin: int | None = None
     text_weight: float = 0.0
@@ -78,6 +85,10 @@ class BabilongBatches(BatchSource):
         require_int("questions", self.questions, 1)
         if self.question not in QUESTIONS:
             raise DataError(f"question={self.question!r} is unknown: use {' or '.join(map(repr, QUESTIONS))}")
+        if self.facts not in FACTS:
+            raise DataError(f"facts={self.facts!r} is unknown: use {' or '.join(map(repr, FACTS))}")
+        if self.facts == "apart" and self.question != "apart":
+            raise DataError(f"facts='apart' gives questions segments of their own, too: set question='apart', not {self.question!r}")
         if self.questions > 1 and self.task != "qa1":
             raise DataError(f"questions={self.questions} is for task='qa1', whose further questions can be made up, not for {self.task!r}")
         if self.margin is not None:
@@ -151,39 +162,60 @@ class BabilongBatches(BatchSource):
     def _row(self, seed: int, split: str, step: int, number: int, size: int) -> tuple[np.ndarray, ...]:
         """(tokens, targets, weights, answers, valid) of one row."""
         rng = self._random(seed, split, step, number % _WORD, 1)
+        ids, group, real = (self._apart if self.facts == "apart" else self._running)(rng, seed, split, number, size)
+        weight = np.where(group > 0, np.float32(1), np.float32(self.text_weight)) * real
+        weight[0] = 0
+        weight[1:] *= real[:-1]  # behind padding nothing real stands before it
+        N, end = self.row_length(size), int(np.flatnonzero(real)[-1]) + 1
+        valid = real[:-1] & (np.arange(N) < end - 1)  # the last id is predicted, not read
+        return ids[:-1] * valid, ids[1:], weight[1:].astype(np.float32), group[1:], valid
+
+    def _apart(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, groups, real) of a row, with one id more than the row reads: the last one is only predicted."""
+        T = self.segment_length
+        for _, story in self._tried(rng, seed, split, number):
+            facts = [self.codec.fact(fact) for fact in story.facts]
+            asked = [story, *(_about(story, rng.choice(_people(story))) for _ in range(self.questions - 1))]
+            questions = [(self.codec.question(self.task, one.question), self.codec.answer(one.question, one.answer)) for one in asked]
+            if fits(facts, questions, size, T):
+                return lay_apart(rng, self.opened().split(split), facts, questions, size, T)
+        raise DataError(
+            f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each fact and question "
+            f"(the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower max_facts"
+        )
+
+    def _running(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `_apart`."""
         index, story, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
         context_length = self._context_length(rng, size, len(tail_ids), shortest)
         asked = int(np.argmax(groups > 0)) if self.compat == "default" else 0
         context = self.samples(split, context_length + asked, seed).of_story(index, story).context()
         T, N = self.segment_length, self.row_length(size)
         begin = context_length if self.question == "running" else -(-context_length // T) * T
-        # One id more than the row reads: the last one is only predicted.
         ids, group, real = np.zeros(N + 1, np.int32), np.zeros(N + 1, np.int32), np.zeros(N + 1, bool)
         ids[:context_length], real[:context_length] = context, True
         behind = slice(begin, begin + len(tail_ids))
         ids[behind], group[behind], real[behind] = tail_ids, groups, True
-        weight = np.where(group > 0, np.float32(1), np.float32(self.text_weight)) * real
-        weight[0] = 0
-        if begin > context_length:
-            weight[begin] = 0  # behind padding: nothing real stands before it
-        end = begin + len(tail_ids)
-        valid = real[:-1] & (np.arange(N) < end - 1)  # the last id is predicted, not read
-        return ids[:-1] * valid, ids[1:], weight[1:].astype(np.float32), group[1:], valid
+        return ids, group, real
 
-    def _fitting_story(self, rng, seed: int, split: str, number: int, size: int):
-        """(index, story, ids of questions and answers, their groups, fewest tokens of context): the row's own story, or the first drawn
-        that fits."""
+    def _tried(self, rng, seed: int, split: str, number: int) -> Iterator[tuple[int, Story]]:
+        """(index, story): the row's own story, then others that are drawn."""
         source, index = self.story_source(split), number % _WORD
         count = source.count(self.task, split, self.compat)
         if split != "train" and count is not None:
             index %= count
         for _ in range(_ATTEMPTS):
-            story = source.story(self.task, split, index, seed, self.compat)
+            yield index, source.story(self.task, split, index, seed, self.compat)
+            index = int(rng.integers(_WORD if count is None else count))
+
+    def _fitting_story(self, rng, seed: int, split: str, number: int, size: int):
+        """(index, story, ids of questions and answers, their groups, fewest tokens of context): the row's own story, or the first drawn
+        that fits."""
+        for index, story in self._tried(rng, seed, split, number):
             tail_ids, groups = self._tail(rng, story)
             shortest = sum(len(self.codec.fact(fact)) for fact in story.facts)
             if shortest <= self._longest_context(size, len(tail_ids)):
                 return index, story, tail_ids, groups, shortest
-            index = int(rng.integers(_WORD if count is None else count))
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {self.segment_length} tokens (the last one has "
             f"{len(story.facts)} facts of {shortest} tokens): make the row longer, or lower max_facts"
@@ -219,7 +251,16 @@ def _questions(rng: np.random.Generator, story: Story, count: int) -> list[Story
     """
     if count == 1:
         return [story]
-    every = [f"Where is {person}?" for person in sorted({fact.split()[0] for fact in story.facts})]
-    left = [question for question in every if question != story.question]
-    others = [dataclasses.replace(story, question=left[i], answer="") for i in rng.permutation(len(left))[: count - 1]]
-    return [story, *(dataclasses.replace(other, answer=solve(other)) for other in others)]
+    others = [other for other in (_about(story, person) for person in _people(story)) if other.question != story.question]
+    return [story, *(others[i] for i in rng.permutation(len(others))[: count - 1])]
+
+
+def _people(story: Story) -> list[str]:
+    """Of qa1."""
+    return sorted({fact.split()[0] for fact in story.facts})
+
+
+def _about(story: Story, person: str) -> Story:
+    """The same facts (of qa1), and a question about this person."""
+    asked = dataclasses.replace(story, question=f"Where is {person}?", answer="")
+    return dataclasses.replace(asked, answer=solve(asked))

@@ -1,0 +1,87 @@
+"""Rows of facts and questions with a segment each, against the stories they are made of."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from armt_jax.data.babi.solvers import solve
+from armt_jax.data.babi.story import Story
+from armt_jax.data.babilong import BabilongBatches
+from armt_jax.data.errors import DataError
+
+T, SEGMENTS, ASKED = 64, 9, 3
+
+
+@pytest.fixture
+def source(background):
+    fields = dict(segments=SEGMENTS, segment_length=T, max_facts=5, facts="apart", question="apart", questions=ASKED)
+    return BabilongBatches(background, **fields)
+
+
+def segments_of(source, batch, row):
+    """(text of each segment as far as it is real, ids that are predicted there)."""
+    valid, tokens, targets = batch.valid_BxN[row], batch.tokens_BxN[row], batch.targets_BxN[row]
+    decode = lambda ids: bytes(int(i) for i in ids if i < 256).decode()
+    for segment in range(SEGMENTS):
+        place = slice(segment * T, (segment + 1) * T)
+        yield decode(tokens[place][valid[place]]), targets[place][batch.answers_BxN[row][place] > 0]
+
+
+def story_of(segments):
+    """The facts that open segments, and the questions and answers that do; checked for what stands around them."""
+    facts, asked = [], []
+    for number, (text, said) in enumerate(segments):
+        if text.startswith(" Where is "):
+            question, answer = text.split("?")
+            asked.append((question.strip() + "?", answer.strip(), said))
+            assert number >= SEGMENTS - ASKED
+        else:
+            assert number < SEGMENTS - ASKED and len(text.encode()) == T and not len(said)
+            first = text[: text.index(".") + 1] if "." in text else ""
+            if first.split()[:1] and first.split()[0] in ("Mary", "John", "Sandra", "Daniel"):
+                facts.append(first.strip())
+    return facts, asked
+
+
+def test_every_fact_and_question_opens_a_segment(source):
+    batch, places, people = source.batch(5, 0, 40), set(), []
+    assert batch.tokens_BxN.shape == (40, SEGMENTS * T)
+    for row in range(40):
+        segments = list(segments_of(source, batch, row))
+        facts, asked = story_of(segments)
+        assert 1 <= len(facts) <= 5 and len(asked) == ASKED
+        places |= {i for i, (text, _) in enumerate(segments) if any(text.strip().startswith(fact) for fact in facts)}
+        for question, answer, said in asked:
+            assert answer == solve(Story("qa1", tuple(facts), question, "", (0,)))
+            assert source.codec.decode_answer(said) == answer and said[-1] == source.codec.end_id
+        people.append([question for question, *_ in asked])
+    assert places == set(range(SEGMENTS - ASKED)), "facts stand in any of the segments before the questions"
+    assert any(len(set(each)) < len(each) for each in people), "people are drawn anew for every question"
+
+
+def test_the_loss_is_on_answers_and_text_behind_padding_is_not_predicted(source):
+    batch = source.batch(5, 0, 8)
+    np.testing.assert_array_equal(batch.weights_BxN > 0, batch.answers_BxN > 0)
+    batch = dataclasses.replace(source, text_weight=0.5).batch(5, 0, 8)
+    for row in range(8):
+        predicted = np.flatnonzero(batch.weights_BxN[row]) + 1
+        first_of_questions = np.arange(SEGMENTS - ASKED + 1, SEGMENTS) * T
+        assert not set(first_of_questions) & set(predicted) and batch.valid_BxN[row, predicted - 1].all()
+
+
+def test_rows_depend_on_seed_step_and_number_alone(source):
+    whole = source.batch(5, 3, 6)
+    part = source.batch(5, 3, 6, rows=slice(2, 4))
+    for name in ("tokens_BxN", "targets_BxN", "weights_BxN", "answers_BxN", "valid_BxN"):
+        np.testing.assert_array_equal(getattr(whole, name)[2:4], getattr(part, name))
+    assert not np.array_equal(source.batch(5, 4, 6).tokens_BxN, whole.tokens_BxN)
+
+
+def test_what_does_not_fit_is_refused(source):
+    with pytest.raises(DataError, match="facts='apart' gives questions segments of their own, too: set question='apart', not 'running'"):
+        dataclasses.replace(source, question="running")
+    with pytest.raises(DataError, match="facts='aside' is unknown"):
+        dataclasses.replace(source, facts="aside")
+    with pytest.raises(DataError, match="none of .* fits a row of 4 segments of 64 tokens with one for each fact and question"):
+        dataclasses.replace(source, segments=4).batch(0, 0, 2)
