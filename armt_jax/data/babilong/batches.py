@@ -47,7 +47,8 @@ class BabilongBatches(BatchSource):
         generate: train on generated stories though `stories` names files, of which validation and test then are. Files have few short
             stories (1,800 of two facts), and a model that is slow to use its memory learns those by heart before.
         segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
-        question: "running" or "apart", see above. facts: likewise; "apart" wants the questions apart, too.
+        question: "running" or "apart", see above. facts: likewise; "apart" wants the questions apart, too. (An evaluation takes `question`
+            from here; its facts stand in running text.)
         questions: asked about each row at most, one behind the answer of the other. More than one, for more signal, of qa1 alone: about
             different people of the same story, so a story of few people has fewer. Where nearly all people are asked about, the last answer
             is the room that is left over, and remembering which rooms were said is enough. With facts="apart" there are always so many,
