@@ -115,30 +115,17 @@ def generate(
         ValueError: bad ids, state or options; padding that is not at the left; "extend" past the backbone's positions.
     """
     check_tokens(tokens_BxN, model.config.backbone.vocab_size)
-    if overflow not in OVERFLOW:
-        raise ValueError(f"overflow = {overflow!r} must be one of {OVERFLOW}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1")
-    if sampling.temperature > 0 and key is None:
-        raise ValueError(f"temperature = {sampling.temperature} draws random tokens and needs key=jax.random.key(seed)")
     check_shape("valid", valid_BxN, tokens_BxN.shape)
     _check_left_padded(valid_BxN)
-    if end_token is not None and not 0 <= end_token < model.config.backbone.vocab_size:
-        raise ValueError(f"end_token = {end_token} is outside the vocabulary 0..{model.config.backbone.vocab_size - 1}")
+    _check_options(model, tokens_BxN.shape[1], max_new_tokens, sampling, key, overflow, end_token)
     tokens_BxN = np.asarray(tokens_BxN, np.int32)  # of the host's memory a slice of another length is no program to compile
-    T, N = model.config.recurrence.segment_length, tokens_BxN.shape[1]
-    opened = N - (N - 1) // T * T
-    longest = T if overflow == "commit" else opened + max_new_tokens
-    layout = model.config.memory.layout(model.config.backbone)
-    if longest + layout.front > model.config.backbone.max_positions + (0 if layout.table_rows is None else layout.front):
-        raise ValueError(
-            f"overflow = 'extend' makes a segment of {longest} tokens and {layout.front} memory tokens, more than "
-            f"backbone.max_positions = {model.config.backbone.max_positions}: use 'commit'"
-        )
+    B, N = tokens_BxN.shape
+    T = model.config.recurrence.segment_length
+    opened = _opened(N, T)
     ragged = valid_BxN is not None
     valid_BxN = np.ones(tokens_BxN.shape, bool) if valid_BxN is None else np.asarray(valid_BxN)
     key = jax.random.key(0) if key is None else key
-    state = model.init_state(tokens_BxN.shape[0]) if state is None else model._checked(state, tokens_BxN.shape[0])
+    state = model.init_state(B) if state is None else model._checked(state, B)
     graphdef, params = nnx.split(model)
     start = 0
     for count in _blocks((N - opened) // T):
@@ -155,6 +142,31 @@ def generate(
     return Generated(
         new[:, :max_new_tokens], log_probs[:, :max_new_tokens], state, last.tokens_BxT[:, :fill], last.valid_BxT[:, :fill]
     )
+
+
+def _opened(N: int, T: int) -> int:
+    """Tokens of a prompt in its last segment, the open one: 1 to T."""
+    return N - (N - 1) // T * T
+
+
+def _check_options(model, N: int, max_new_tokens: int, sampling: Sampling, key, overflow: str, end_token: int | None) -> None:
+    config = model.config
+    backbone, layout = config.backbone, config.memory.layout(config.backbone)
+    if overflow not in OVERFLOW:
+        raise ValueError(f"overflow = {overflow!r} must be one of {OVERFLOW}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens} must be at least 1")
+    if sampling.temperature > 0 and key is None:
+        raise ValueError(f"temperature = {sampling.temperature} draws random tokens and needs key=jax.random.key(seed)")
+    if end_token is not None and not 0 <= end_token < backbone.vocab_size:
+        raise ValueError(f"end_token = {end_token} is outside the vocabulary 0..{backbone.vocab_size - 1}")
+    T = config.recurrence.segment_length
+    longest = T if overflow == "commit" else _opened(N, T) + max_new_tokens
+    if longest + layout.front > backbone.max_positions + (0 if layout.table_rows is None else layout.front):
+        raise ValueError(
+            f"overflow = 'extend' makes a segment of {longest} tokens and {layout.front} memory tokens, more than "
+            f"backbone.max_positions = {backbone.max_positions}: use 'commit'"
+        )
 
 
 def _blocks(segments: int) -> Iterator[int]:

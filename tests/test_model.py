@@ -1,7 +1,6 @@
 """MemoryTransformer as users call it: what it refuses, what its entry points agree on."""
 
 import dataclasses
-import functools
 import re
 from typing import ClassVar
 
@@ -11,50 +10,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from armt_jax import model as model_module
 from armt_jax.memory.associative import ARMT
 from armt_jax.memory.interface import LayerMemory, MemoryConfig
 from armt_jax.memory.layer_tokens import ParallelRMT
 from armt_jax.memory.recurrent_tokens import RMT
-from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
-from armt_jax.nn.backbones import GPT2, GPTNeoX, Llama
+from armt_jax.model import ModelConfig, RecurrenceConfig
+from armt_jax.nn.backbones import GPTNeoX
 from armt_jax.nn.layers import row_keys
-
-V, B, T, N = 20, 2, 4, 10
-SIZES = dict(
-    vocab_size=V, num_layers=2, width=16, num_heads=4, mlp_width=24, max_positions=16, kernel_std=None, embedding_std=0.5
-)
-LLAMA, GPT2_ = Llama(**SIZES, num_kv_heads=2), GPT2(**SIZES, position_std=0.5)
-ARMT_ = ARMT(num_memory_tokens=2, d_mem=8, value_std=None)
-CONFIGS = {
-    "armt": ModelConfig(LLAMA, ARMT_, RecurrenceConfig(segment_length=T)),
-    "armt-table": ModelConfig(GPT2_, dataclasses.replace(ARMT_, positions="table"), RecurrenceConfig(segment_length=T)),
-    "rmt": ModelConfig(GPT2_, RMT(num_memory_tokens=2), RecurrenceConfig(segment_length=T)),
-    "parallel-rmt": ModelConfig(GPTNeoX(**SIZES, rotary_pct=0.5), ParallelRMT(2), RecurrenceConfig(segment_length=T)),
-}
-
-
-@functools.cache
-def build(config) -> MemoryTransformer:
-    return MemoryTransformer(config, rngs=nnx.Rngs(0))
+from tests.models import ARMT_, CONFIGS, GPT2_, LLAMA, SIZES, TARGETS, TOKENS, B, N, T, V, build, random_tokens, same
 
 
 @pytest.fixture(scope="module")
 def model():
     return build(CONFIGS["armt"])
-
-
-def random_tokens(seed=0, batch=B, length=N):
-    return np.random.default_rng(seed).integers(0, V, (batch, length)).astype(np.int32)
-
-
-TOKENS, TARGETS = random_tokens(0), random_tokens(1)
-
-
-def same(a, b, atol=2e-5):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_allclose(x, y, rtol=0, atol=atol * max(1.0, float(np.max(np.abs(y)))))
 
 
 # ---- what is refused ----
@@ -250,144 +218,6 @@ def test_dropout_needs_a_key_and_obeys_it():
         model(TOKENS, key=jnp.zeros(2, jnp.uint32))
     with pytest.raises(ValueError, match=r"key has the shape \[3\], and these tokens need \[2\]"):
         model(TOKENS, key=row_keys(jax.random.key(1), 3))
-
-
-# ---- losses ----
-
-
-def hand_computed(logits, targets, weights):
-    """[B, N] weighted cross-entropies in float64."""
-    logits = np.asarray(logits, np.float64)
-    top = logits.max(-1, keepdims=True)
-    log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    return -np.take_along_axis(log_probs, targets[..., None], -1)[..., 0] * weights
-
-
-WEIGHTS = np.random.default_rng(3).uniform(0, 2, TOKENS.shape).astype(np.float32) * (np.arange(N) % 3 != 1)
-
-
-@pytest.mark.parametrize("align, ends", [("left", (0, 4, 8, 10)), ("right", (0, 2, 6, 10))])
-def test_losses_are_sums_of_weighted_cross_entropy_by_segment(model, align, ends):
-    model = model.with_recurrence(align=align)
-    logits, state = model(TOKENS)
-    out = model.losses(TOKENS, TARGETS, WEIGHTS)
-    nll = hand_computed(logits, TARGETS, WEIGHTS)
-    np.testing.assert_allclose(out.loss_S, [nll[:, a:b].sum() for a, b in zip(ends, ends[1:])], rtol=1e-5)
-    np.testing.assert_allclose(out.weight_S, [WEIGHTS[:, a:b].sum() for a, b in zip(ends, ends[1:])], rtol=1e-6)
-    np.testing.assert_array_equal(out.correct_BxN, np.asarray(logits).argmax(-1) == TARGETS)
-    same(out.state, state)
-    assert out.loss_S.dtype == out.weight_S.dtype == jnp.float32
-
-
-def test_segments_that_weigh_nothing_cost_no_head_and_change_no_gradient(model):
-    """The loss is on the second segment of three; the head's product is under a condition that the others do not meet."""
-    weights = jnp.asarray(WEIGHTS * ((np.arange(N) >= 4) & (np.arange(N) < 8)))
-    graphdef, params = nnx.split(model)
-
-    def sparse(params, weights):
-        return nnx.merge(graphdef, params).losses(TOKENS, TARGETS, weights).loss_S.sum()
-
-    def dense(params, weights):
-        logits, _ = nnx.merge(graphdef, params)(TOKENS)
-        nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, TARGETS[..., None], -1)[..., 0]
-        return jnp.sum(nll * weights)
-
-    (one, gradient), (other, wanted) = (jax.jit(jax.value_and_grad(f))(params, weights) for f in (sparse, dense))
-    np.testing.assert_allclose(one, other, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    out = model.losses(TOKENS, TARGETS, weights)
-    assert out.loss_S[0] == out.loss_S[2] == 0 and out.loss_S[1] > 0
-    nothing = jax.jit(jax.value_and_grad(sparse))(params, jnp.zeros_like(weights))
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
-
-
-def test_correct_marks_the_likeliest_token(model):
-    best = np.asarray(model(TOKENS)[0]).argmax(-1)
-    assert np.all(model.losses(TOKENS, best, WEIGHTS).correct_BxN)
-    assert not np.any(model.losses(TOKENS, (best + 1) % V, WEIGHTS).correct_BxN)
-
-
-def test_padding_has_no_weight(model):
-    valid = np.ones(TOKENS.shape, bool)
-    valid[0, 6:], valid[1, 2] = False, False
-    out = model.losses(TOKENS, TARGETS, WEIGHTS + 1, valid_BxN=valid)
-    logits, _ = model(TOKENS, valid_BxN=valid)
-    nll = hand_computed(logits, TARGETS, (WEIGHTS + 1) * valid)
-    np.testing.assert_allclose(out.loss_S.sum(), nll.sum(), rtol=1e-5)
-    np.testing.assert_allclose(out.weight_S.sum(), ((WEIGHTS + 1) * valid).sum(), rtol=1e-6)
-
-
-def test_logits_are_grouped_by_whole_segments(model, monkeypatch):
-    tokens, targets = random_tokens(4, length=6 * T), random_tokens(5, length=6 * T)
-    weights = np.ones(tokens.shape, np.float32)
-
-    def result():
-        graphdef, params = nnx.split(model)
-
-        def loss(params):
-            out = nnx.merge(graphdef, params).losses(tokens, targets, weights)
-            return out.loss_S.sum(), out
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    want = result()
-    one = B * T * V
-    for room, group in ((1, 1), (one, 1), (2 * one, 2), (4 * one, 3), (5 * one + 1, 3), (100 * one, 6)):
-        monkeypatch.setattr(model_module, "LOGITS_AT_ONCE", room)
-        assert model._segments_at_once(6, B, T) == group
-        if group in (1, 2) and room != one:
-            same(result(), want)
-
-
-@pytest.mark.parametrize("room", [B * 3 * V, B * 2 * V, 1], ids=["3 + 1", "2 + 2", "one by one"])
-def test_a_segment_with_many_logits_is_cut(model, monkeypatch, room):
-    graphdef, params = nnx.split(model)
-
-    def result():
-        def loss(params):
-            out = nnx.merge(graphdef, params).losses(TOKENS, TARGETS, WEIGHTS)
-            return out.loss_S.sum(), out
-
-        nll = jax.jit(lambda params: nnx.merge(graphdef, params).token_losses(TOKENS, TARGETS)[0])(params)
-        (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        return out._replace(correct_BxN=out.correct_BxN & (WEIGHTS > 0)), grads, nll
-
-    want = result()
-    monkeypatch.setattr(model_module, "LOGITS_AT_MOST", room)
-    same(result(), want)
-
-
-def test_logits_of_a_whole_segment_need_not_exist(monkeypatch):
-    backbone = dataclasses.replace(LLAMA, vocab_size=4096, max_positions=80)
-    wide = build(ModelConfig(backbone, ARMT_, RecurrenceConfig(segment_length=64, gradient="remat")))
-    graphdef, params = nnx.split(wide)
-    tokens = random_tokens(4, length=128)
-    logits = 4 * B * 64 * 4096
-
-    def peak(room):
-        monkeypatch.setattr(model_module, "LOGITS_AT_MOST", room)
-        loss = jax.grad(lambda p: nnx.merge(graphdef, p).losses(tokens, tokens, np.ones(tokens.shape, np.float32)).loss_S.sum())
-        return jax.jit(loss).lower(params).compile().memory_analysis().temp_size_in_bytes
-
-    assert peak(1 << 40) - peak(B * 8 * 4096) > logits
-
-
-def test_logits_of_a_whole_row_never_exist(monkeypatch):
-    """What the compiled loss needs is far smaller than [B, N, V] when few logits may exist at once."""
-    backbone = dataclasses.replace(LLAMA, vocab_size=4096)
-    wide = build(ModelConfig(backbone, ARMT_, RecurrenceConfig(segment_length=T, gradient="remat")))
-    graphdef, params = nnx.split(wide)
-    tokens = random_tokens(4, length=32 * T)
-    weights = np.ones(tokens.shape, np.float32)
-    logits = tokens.size * 4096 * 4
-
-    def peak(room):
-        monkeypatch.setattr(model_module, "LOGITS_AT_ONCE", room)
-        loss = jax.jit(lambda p: nnx.merge(graphdef, p).losses(tokens, tokens, weights).loss_S.sum())
-        return loss.lower(params).compile().memory_analysis().temp_size_in_bytes
-
-    assert peak(1 << 40) > logits > 4 * peak(1)
 
 
 # ---- precision ----

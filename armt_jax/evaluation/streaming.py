@@ -166,7 +166,7 @@ class Reader:
         out: list[np.ndarray | None] = [None] * len(rows)
         for length in sorted({len(prompt) for prompt in prompts}):
             where = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-            # As many rows as ever, so that a length is compiled once.
+            # As many rows as ever, so that all lengths share what `generate` compiles.
             filled = (where * self.rows)[: self.rows]
             picked = _pick(state, np.array([rows[i] for i in filled]))
             tokens = np.stack([prompts[i] for i in filled]).astype(np.int32)

@@ -15,12 +15,11 @@ import time
 import numpy as np
 import pytest
 
-from armt_jax.telemetry.jsonl import read_lines
 from armt_jax.training.loop import EXIT_PREEMPTED
+from tests.training.runs import metrics
 
 pytestmark = pytest.mark.multiprocess
 ROOT = pathlib.Path(__file__).parents[2]
-TIMING = {"tokens_per_s", "data_wait", "seconds_per_step", "mfu"}
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -120,10 +119,6 @@ def ends(started, timeout=300):
         for process in started:
             process.kill()
     return [(process.returncode, *texts) for process, texts in zip(started, found)]
-
-
-def metrics(workdir):
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in read_lines(workdir / "metrics.jsonl")]
 
 
 def saved(workdir):
