@@ -140,6 +140,7 @@ class TrainConfig:
     keep_optimizer: Adam's moments go on from stage to stage (the schedule starts anew all the same); otherwise each stage starts fresh.
     max_stage_steps: caps the steps of every stage, for a quick look at a long curriculum.
     log_every, validate_every, checkpoint_every: in steps. validation_batches: batches per validation. keep_last: checkpoints kept.
+    data_workers: processes that make batches ahead; 0: the process that trains makes each, while the device computes the step before.
     """
 
     optimizer: OptimizerConfig
@@ -154,8 +155,11 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_last: int = 2
     tensorboard: bool = True
+    data_workers: int = 0
 
     def __post_init__(self):
+        if not is_count(self.data_workers, 0):
+            raise ValueError(f"train.data_workers = {self.data_workers!r} must be an integer >= 0; with 0 the run makes its batches itself")
         if not self.stages:
             raise ValueError("train.stages is empty: give at least one stage, for instance [dict(steps=1000)]")
         if self.max_stage_steps is not None:

@@ -24,7 +24,8 @@ from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
 from armt_jax.parallel.processes import agree, is_joined, is_main, reached_stop
 from armt_jax.settings import OptimizerConfig
-from armt_jax.tasks import BatchSource
+from armt_jax.tasks import Batch, BatchSource
+from armt_jax.tasks.workers import BatchMaker
 from armt_jax.telemetry.failures import EXIT_PREEMPTED
 from armt_jax.telemetry.flops import count_flops, model_flop_utilisation, peak_flops
 from armt_jax.telemetry.progress import Progress, format_metric
@@ -120,6 +121,8 @@ class Run:
         self.writer = MetricWriter(workdir, resume_step=resumed, enabled=is_main(), tensorboard=config.train.tensorboard)
         self.progress = Progress(self._last_step(), "step", initial=resumed, enabled=is_main())
         self.timer = StepTimer()
+        self.maker = BatchMaker(config.train.data_workers)
+        self.batches = self._batches()
         # Held by the run, not by the class: what they compiled goes when the run does.
         self.train_step, self.evaluation_step = functools.cache(self._train_step), functools.cache(self._evaluation_step)
         self.flops_per_step: dict[Any, int] = {}  # of a compiled step and the shape of its batch
@@ -127,6 +130,8 @@ class Run:
 
     def close(self):
         self.state = None  # the next run of this process needs the room
+        self.batches.close()
+        self.maker.close()
         self.progress.close()
         self.writer.close()
 
@@ -165,6 +170,13 @@ class Run:
     def empty_memory(self, carries: bool) -> carried.Carried | None:
         """What the memory state starts from where batches carry it along."""
         return carried.fresh(self.model, self.batch_size, self.mesh) if carries else None
+
+    def _batches(self) -> Iterator[Batch]:
+        """This process's rows of the stage's batches, from where the run stands."""
+        return self.maker.batches(
+            self.task, seed=self.config.seed, split="train", batch_size=self.batch_size, rows=process_rows(self.batch_size, self.mesh),
+            steps=range(self.standing.step, self.standing.step - self.standing.stage_step + self.stage.steps),
+        )  # fmt: skip
 
     def optimizer_config(self, stage) -> tuple[OptimizerConfig, int]:
         """The stage's optimizer, and the length that its schedule needs to know."""
@@ -213,6 +225,8 @@ class Run:
             self.state = self.checkpoints.restore(restore_target(self.config, self.raw, self.mesh), step=best).state
         params, opt_state, self.state = self.state.params, self.state.opt_state, None
         self.standing = self.standing.next_stage()
+        self.batches.close()
+        self.batches = self._batches()
         self.progress.set_total(self._last_step())
         if self.config.train.keep_optimizer:
             opt_state = restart_schedule(opt_state)
@@ -248,9 +262,8 @@ class Run:
 
     def one_step(self):
         optimizer, length = self.optimizer_config(self.stage)
-        rows = process_rows(self.batch_size, self.mesh)
         with self.timer.data_wait():  # without `put_batch`, which waits for the steps under way wherever their queue is full
-            host = self.task.batch(self.config.seed, self.standing.step, self.batch_size, "train", rows)
+            host = next(self.batches)
         batch = put_batch(host, self.mesh)
         self.state = self.state._replace(carried=self._starting_memory())
         made_of = self.model, optimizer, length, self.task.num_answers, self.carries
@@ -364,7 +377,7 @@ class Run:
         with self.timer.paused():
             batches = steps.read_batches(
                 task, self.mesh, seed=self.config.seed, split="validation", batch_size=self.batch_size,
-                batches=self.config.train.validation_batches,
+                batches=self.config.train.validation_batches, maker=self.maker,
             )  # fmt: skip
             memory = self.empty_memory(task.carries_state)
             batches = self._until_asked(self.watchdog.each(batches))

@@ -16,6 +16,7 @@ from armt_jax.nn.layers import row_keys
 from armt_jax.parallel.mesh import check_rows, process_rows, put_batch, replicated, sum_over_data
 from armt_jax.parallel.rules import shardings, shardings_like
 from armt_jax.tasks import Batch, BatchSource, exact_match
+from armt_jax.tasks.workers import IN_PROCESS, BatchMaker
 from armt_jax.training.carried import ROWS, Carried, abstract_carried, begin, carried_shardings, end, over_rows
 
 
@@ -208,11 +209,12 @@ def measure(step, params, carried: Carried | None, batches: Iterable[Batch], mes
     return Totals(*map(float, total))
 
 
-def read_batches(source: BatchSource, mesh, *, seed: int, split: str, batch_size: int, batches: int | None) -> Iterator[Batch]:
+def read_batches(
+    source: BatchSource, mesh, *, seed: int, split: str, batch_size: int, batches: int | None, maker: BatchMaker = IN_PROCESS
+) -> Iterator[Batch]:
     """This process's rows of the first batches of a split, or (None) of all there are."""
-    rows = process_rows(batch_size, mesh)
-    for i in range(count_batches(source, batch_size, split, batches)):
-        yield source.batch(seed, i, batch_size, split, rows)
+    rows, steps = process_rows(batch_size, mesh), range(count_batches(source, batch_size, split, batches))
+    return maker.batches(source, seed=seed, split=split, batch_size=batch_size, rows=rows, steps=steps)
 
 
 def count_batches(source: BatchSource, batch_size: int, split: str, batches: int | None) -> int:

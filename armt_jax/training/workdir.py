@@ -16,8 +16,9 @@ from armt_jax.parallel.processes import gather_text, is_main
 # What may change between two starts of the same run without changing what it computes.
 # (Data may move: a checkpoint knows its fingerprint.)
 FREE = (
-    "train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh", "data.path", "data.tokenizer_path", "data.cache_dir",
-    "task.background.path", "task.background.tokenizer_path", "task.background.cache_dir", "task.stories",
+    "train.log_every", "train.keep_last", "train.tensorboard", "train.data_workers", "evaluation", "mesh", "data.path",
+    "data.tokenizer_path", "data.cache_dir", "task.background.path", "task.background.tokenizer_path",
+    "task.background.cache_dir", "task.stories",
 )  # fmt: skip
 # Of these, what the processes of one job may each have their own of.
 LOCAL = (

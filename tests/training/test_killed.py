@@ -23,7 +23,6 @@ DRIVER = """
 import os, runpy, signal, sys
 from armt_jax.training.loop import Run
 
-at, when, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 after_step, validate = Run.after_step, Run.validate
 
 
@@ -42,9 +41,11 @@ def patched(self):
         os.kill(os.getpid(), getattr(signal, name))
 
 
-Run.after_step, Run.validate = patched, scripted
-sys.argv = ["train.py", *sys.argv[4:]]
-runpy.run_path("train.py", run_name="__main__")
+if __name__ == "__main__":  # and not in a process that makes batches
+    at, when, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    Run.after_step, Run.validate = patched, scripted
+    sys.argv = ["train.py", *sys.argv[4:]]
+    runpy.run_path("train.py", run_name="__main__")
 """
 UNDISTURBED = (0, "before", "SIGTERM")
 # In this order, each going on from what the one before left: before the first checkpoint; in a validation, at no step of a log line; in
@@ -55,10 +56,11 @@ SIGNALS = [
 
 
 class Started:
-    def __init__(self, folder, workdir, at, when, name):
+    def __init__(self, folder, workdir, at, when, name, *flags):
         environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
         environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-        command = [sys.executable, folder / "driver.py", str(at), when, name, f"--config={folder / 'tiny.py'}", f"--workdir={workdir}"]
+        flags = [f"--config={folder / 'tiny.py'}", f"--workdir={workdir}", *flags]
+        command = [sys.executable, folder / "driver.py", str(at), when, name, *flags]
         done = subprocess.run(command, env=environ, cwd=ROOT, text=True, capture_output=True, timeout=300)
         self.code, self.output = done.returncode, done.stdout + done.stderr
         self.saved = saved(workdir)
@@ -81,8 +83,12 @@ def uninterrupted(folder):
 
 @pytest.fixture(scope="module")
 def interrupted(folder, uninterrupted):
-    """(workdir, the starts in order), the last of which reaches the end."""
-    return folder / "parts", [Started(folder, folder / "parts", *what) for what in (*SIGNALS, UNDISTURBED)]
+    """(workdir, the starts in order), the last of which reaches the end. In two of them another process makes the batches."""
+    started = []
+    for number, what in enumerate((*SIGNALS, UNDISTURBED)):
+        flags = ["--config.train.data_workers=1"] if number in (2, 4) else []
+        started.append(Started(folder, folder / "parts", *what, *flags))
+    return folder / "parts", started
 
 
 def test_every_start_ends_as_it_was_made_to(interrupted):

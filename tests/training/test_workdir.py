@@ -103,8 +103,9 @@ def test_another_config_is_refused_naming_keys_and_both_values(tmp_path, now, sa
 def test_what_changes_no_result_may_change(tmp_path):
     moved = {"data.path", "data.tokenizer_path", "data.cache_dir", "task.stories"}
     moved |= {f"task.background.{name}" for name in ("path", "tokenizer_path", "cache_dir")}
-    assert set(FREE) == {"train.log_every", "train.keep_last", "train.tensorboard", "evaluation", "mesh"} | moved
-    now = with_(train={"log_every": 1, "keep_last": 9, "tensorboard": False}, evaluation={"batches": 5}, mesh={"data": 2, "fsdp": 4})
+    of_train = {"log_every": 1, "keep_last": 9, "tensorboard": False, "data_workers": 2}
+    assert set(FREE) == {f"train.{name}" for name in of_train} | {"evaluation", "mesh"} | moved
+    now = with_(train=of_train, evaluation={"batches": 5}, mesh={"data": 2, "fsdp": 4})
     claim(tmp_path, CONFIG)
     claim(tmp_path, now)
     assert read_config(tmp_path) == json.loads(json.dumps(now))
