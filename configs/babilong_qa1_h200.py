@@ -21,7 +21,9 @@ from ml_collections import ConfigDict, config_dict
 
 VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
-    "armt": dict(name="armt", num_memory_tokens=2, d_mem=64, key_norm="l2", beta_max=1.0, value_std=None),
+    "armt": dict(
+        name="armt", num_memory_tokens=2, d_mem=64, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
+    ),
     "rmt": dict(name="rmt", num_memory_tokens=16),
     "none": dict(name="none"),
 }
@@ -38,36 +40,37 @@ def get_config(memory: str = "armt") -> ConfigDict:
         kernel_std=None, embedding_std=0.2, position_std=0.1, scale_residual_init=False,
     )  # fmt: skip
     c.memory = MEMORIES[memory]
-    c.recurrence = dict(segment_length=512, schedule="sequential", gradient="reversible" if memory == "armt" else "remat")
+    c.recurrence = dict(schedule="sequential", gradient="reversible" if memory == "armt" else "remat")
     c.task = dict(
         name="babilong", task="qa1", stories=config_dict.placeholder(str), max_facts=config_dict.placeholder(int), question="running",
-        questions=4, text_weight=0.0,
+        segment_length=512, questions=4, text_weight=0.0,
         background=dict(
             path=config_dict.placeholder(str), name="books", tokenizer="sentencepiece", tokenizer_path=config_dict.placeholder(str),
             vocab_size=4096, cache_dir="~/.cache/armt_jax",
         ),
     )  # fmt: skip
 
-    def stage(segments, steps, batch_size, task=(), **more):
-        return dict(task=dict(segments=segments) | dict(task), steps=steps, batch_size=batch_size, **more)
+    def single(facts, T, segments, max_facts, batch_size):
+        """A segment for each fact and question."""
+        question = "apart" if facts == "apart" else "running"
+        task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
+        return dict(task=task, steps=1000, batch_size=batch_size, stop_at=0.97)
 
-    def first(**task):
-        return stage((1,), 4000, 256, task, stop_at=0.97)
-
-    def few(facts):
-        return dict(max_facts=facts, generate=True)
+    def running(T, segments, steps, batch_size, max_facts=None, **more):
+        task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None)
+        return dict(task=task, steps=steps, batch_size=batch_size, **more)
 
     c.train = dict(
-        log_every=50, validate_every=100, validation_batches=4, checkpoint_every=500, keep_optimizer=True,
+        log_every=50, validate_every=50, validation_batches=2, checkpoint_every=500, keep_optimizer=True, data_workers=12,
         max_stage_steps=config_dict.placeholder(int),
-        optimizer=dict(learning_rate=5e-4, warmup_steps=50, clip="norm", clip_at=1.0),
+        optimizer=dict(learning_rate=7e-4, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
-            first(text_weight=0.05, **few(2)), first(**few(4)), first(),
-            stage((1, 2), 4000, 256, few(2), stop_at=0.95), stage((1, 2), 2000, 256, few(4), stop_at=0.95),
-            stage((1, 2), 2000, 256, stop_at=0.99), stage((2, 3), 1500, 128, stop_at=0.99), stage((3, 5), 1000, 128, stop_at=0.99),
-            stage((5, 8), 800, 64, stop_at=0.99), stage((8, 16), 800, 64, stop_at=0.99),
-            # The learning rate, summed over a cosine of 1,000 steps, is 0.15, which times the decay gives 0.7.
-            stage((2, 8, 16, 32), 1000, 32, learning_rate=3e-4, schedule="cosine", weight_decay=4.5, keep_memory=0.8),
+            single("apart", 8, (6,), 2, 128), single("apart", 16, (8,), 4, 128),
+            single("alone", 64, (8,), 4, 128),
+            running(64, (8,), 1500, 128, max_facts=4, stop_at=0.97), running(64, (8,), 1500, 128, stop_at=0.97),
+            running(512, (4,), 1500, 64, stop_at=0.98), running(512, (8,), 1000, 64, stop_at=0.98),
+            # The learning rate, summed over a cosine of 800 steps, is 0.16, which times the decay gives 0.7.
+            running(512, (8, 32), 800, 32, learning_rate=4e-4, schedule="cosine", weight_decay=4.4, keep_memory=0.8),
         ],
     )  # fmt: skip
     c.evaluation = dict(batch_size=32, samples=32, schedule="auto", segments_at_once=64)

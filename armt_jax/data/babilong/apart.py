@@ -1,10 +1,12 @@
-"""Rows whose facts and questions each open a segment of their own: where a curriculum begins.
+"""Rows whose facts and questions have a segment each: where a curriculum begins.
 
-    Mary went to the kitchen. It was a | dark and stormy night, and the | John moved to the office. rain | Where is Mary?  kitchen <end>
+    Mary went to the kitchen. It was a | dark and stormy night, | John moved to the office. and the | Where is Mary?  kitchen <end>
+    It was a Mary went to the kitchen. | dark and stormy night, | and John moved to the office. the | rain Where is Mary?  kitchen <end>
 
 In running text a segment's end may cut a fact in two, and two facts may have to share its memory tokens: a model learns which rooms were
-said, and not for a long time whose they are. Here there is one fact to a write. With as many segments as facts and questions nothing else
-is in the way; with more of them, text fills the others, and what is left behind a fact.
+said, and not for a long time whose they are. Here there is one fact to a write. In the first of the rows above it opens its segment
+(facts="apart"), in the second it stands anywhere in it (facts="alone"). With as many segments as facts and questions nothing else is in
+the way; with more of them, text fills the others, and what is left beside a fact.
 """
 
 from collections.abc import Sequence
@@ -27,22 +29,41 @@ def lay_apart(
     questions: Sequence[tuple[np.ndarray, np.ndarray]],
     segments: int,
     T: int,
+    *,
+    facts_open: bool,
+    questions_open: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, groups, real) of a row, [segments * T + 1] each: facts in their order in drawn segments, text behind them and in the segments
-    without one, then a segment for each question (ids of question and answer). Groups are 1, 2, ... at the answers; padding is not real."""
+    """(ids, groups, real) of a row, [segments * T + 1] each: facts in their order in drawn segments, text around them and in the segments
+    without one, then a segment for each question (ids of question and answer). Groups are 1, 2, ... at the answers; padding, which is what
+    stands behind an answer, is not real.
+
+    facts_open, questions_open: they stand at the beginning of their segment; else anywhere in it, behind text.
+    """
     ids, group, real = (np.zeros(segments * T + 1, kind) for kind in (np.int32, np.int32, bool))
     before = segments - len(questions)
     text = int(passages.place(int(rng.integers(passages.num_sentences))))
+
+    def fill(begin: int, end: int) -> None:
+        nonlocal text
+        ids[begin:end] = passages.read(text, text + end - begin)
+        real[begin:end] = True
+        text += end - begin
+
+    def begin_of(segment: int, length: int, opens: bool) -> int:
+        return segment * T + (0 if opens else int(rng.integers(T - length + 1)))
+
     places = dict(zip(np.sort(rng.permutation(before)[: len(facts)]).tolist(), facts, strict=True))
     for segment in range(before):
         fact = places.get(segment, np.zeros(0, np.int32))
-        behind = T - len(fact)
-        ids[segment * T : (segment + 1) * T] = np.concatenate([fact, passages.read(text, text + behind)])
-        text += behind
-    real[: before * T] = True
+        begin = begin_of(segment, len(fact), facts_open)
+        end = begin + len(fact)
+        fill(segment * T, begin)
+        ids[begin:end], real[begin:end] = fact, True
+        fill(end, (segment + 1) * T)
     for number, (asked, said) in enumerate(questions, start=1):
-        begin = (before + number - 1) * T
+        begin = begin_of(before + number - 1, len(asked) + len(said), questions_open)
         answer, end = begin + len(asked), begin + len(asked) + len(said)
+        fill((before + number - 1) * T, begin)
         ids[begin:end], real[begin:end] = np.concatenate([asked, said]), True
         group[answer:end] = number
     return ids, group, real

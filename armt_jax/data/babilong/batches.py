@@ -3,7 +3,7 @@
     context ... context  Where is Mary?  office <end>        question="running": as published; a segment ends wherever it ends
     context ... <pad>  |  Where is Mary?  office <end>       question="apart": the question opens a segment of its own
 
-With facts="apart" every fact and every question opens one (apart.py).
+With facts="apart" or "alone" every fact and every question has one (apart.py).
 
 Stories of "validation" never occur in training (stories.py), and its passages are of other text (books.py). Exact match is teacher forced:
 an answer counts when the likeliest token is the right one at each of its places, the end token included. That is when greedy decoding
@@ -27,7 +27,8 @@ from armt_jax.data.errors import DataError
 from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
 
-QUESTIONS = FACTS = ("running", "apart")
+QUESTIONS = ("running", "apart")
+FACTS = ("running", "alone", "apart")
 # Stories that are tried for a row; of every published task some fit two segments of 64 tokens.
 _ATTEMPTS = 200
 _WORD = 2**32
@@ -47,12 +48,13 @@ class BabilongBatches(BatchSource):
         generate: train on generated stories though `stories` names files, of which validation and test then are. Files have few short
             stories (1,800 of two facts), and a model that is slow to use its memory learns those by heart before.
         segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
-        question: "running" or "apart", see above. facts: likewise; "apart" wants the questions apart, too. (An evaluation takes `question`
-            from here; its facts stand in running text.)
+        question: "running" or "apart", see above. (An evaluation takes it from here; its facts stand in running text.)
+        facts: "running"; "apart": each opens a segment; "alone": each stands anywhere in a segment of its own. In the latter two every
+            question has a segment of its own, too, anywhere in it where questions are "running".
         questions: asked about each row at most, one behind the answer of the other. More than one, for more signal, of qa1 alone: about
             different people of the same story, so a story of few people has fewer. Where nearly all people are asked about, the last answer
-            is the room that is left over, and remembering which rooms were said is enough. With facts="apart" there are always so many,
-            each in its segment, about people drawn anew.
+            is the room that is left over, and remembering which rooms were said is enough. Where facts are apart or alone there are always
+            so many, about people drawn anew.
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
@@ -88,8 +90,6 @@ class BabilongBatches(BatchSource):
             raise DataError(f"question={self.question!r} is unknown: use {' or '.join(map(repr, QUESTIONS))}")
         if self.facts not in FACTS:
             raise DataError(f"facts={self.facts!r} is unknown: use {' or '.join(map(repr, FACTS))}")
-        if self.facts == "apart" and self.question != "apart":
-            raise DataError(f"facts='apart' gives questions segments of their own, too: set question='apart', not {self.question!r}")
         if self.questions > 1 and self.task != "qa1":
             raise DataError(f"questions={self.questions} is for task='qa1', whose further questions can be made up, not for {self.task!r}")
         if self.margin is not None:
@@ -163,7 +163,7 @@ class BabilongBatches(BatchSource):
     def _row(self, seed: int, split: str, step: int, number: int, size: int) -> tuple[np.ndarray, ...]:
         """(tokens, targets, weights, answers, valid) of one row."""
         rng = self._random(seed, split, step, number % _WORD, 1)
-        ids, group, real = (self._apart if self.facts == "apart" else self._running)(rng, seed, split, number, size)
+        ids, group, real = (self._running if self.facts == "running" else self._apart)(rng, seed, split, number, size)
         weight = np.where(group > 0, np.float32(1), np.float32(self.text_weight)) * real
         weight[0] = 0
         weight[1:] *= real[:-1]  # behind padding nothing real stands before it
@@ -179,7 +179,8 @@ class BabilongBatches(BatchSource):
             asked = [story, *(_about(story, rng.choice(_people(story))) for _ in range(self.questions - 1))]
             questions = [(self.codec.question(self.task, one.question), self.codec.answer(one.question, one.answer)) for one in asked]
             if fits(facts, questions, size, T):
-                return lay_apart(rng, self.opened().split(split), facts, questions, size, T)
+                opens = dict(facts_open=self.facts == "apart", questions_open=self.question == "apart")
+                return lay_apart(rng, self.opened().split(split), facts, questions, size, T, **opens)
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each fact and question "
             f"(the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower max_facts"

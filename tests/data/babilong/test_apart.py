@@ -1,6 +1,7 @@
 """Rows of facts and questions with a segment each, against the stories they are made of."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -60,6 +61,30 @@ def test_every_fact_and_question_opens_a_segment(source):
     assert any(len(set(each)) < len(each) for each in people), "people are drawn anew for every question"
 
 
+FACT = re.compile(r" (?:Mary|John|Sandra|Daniel) (?:moved|went|went back|travelled|journeyed) to the \w+\.")
+
+
+@pytest.mark.parametrize("question", ["running", "apart"])
+def test_alone_a_fact_stands_anywhere_in_a_segment_and_so_does_a_running_question(source, question):
+    source = dataclasses.replace(source, facts="alone", question=question)
+    batch, begins, asked_at = source.batch(5, 0, 40), set(), set()
+    for row in range(40):
+        told = []
+        for number, (text, said) in enumerate(segments_of(source, batch, row)):
+            found = list(FACT.finditer(text))
+            if number < SEGMENTS - ASKED:
+                assert len(found) <= 1 and len(text.encode()) == T and not len(said)
+                told += [match.group().strip() for match in found]
+                begins |= {len(text[: match.start()].encode()) for match in found}
+            else:
+                (asked,) = re.finditer(r" (Where is \w+\?) (\w+)$", text)
+                assert not found and asked[2] == solve(Story("qa1", tuple(told), asked[1], "", (0,)))
+                assert source.codec.decode_answer(said) == asked[2]
+                asked_at.add(len(text[: asked.start()].encode()))
+        assert 1 <= len(told) <= 5
+    assert len(begins) > 10 and (asked_at == {0} if question == "apart" else len(asked_at) > 10)
+
+
 def test_the_loss_is_on_answers_and_text_behind_padding_is_not_predicted(source):
     batch = source.batch(5, 0, 8)
     np.testing.assert_array_equal(batch.weights_BxN > 0, batch.answers_BxN > 0)
@@ -79,9 +104,7 @@ def test_rows_depend_on_seed_step_and_number_alone(source):
 
 
 def test_what_does_not_fit_is_refused(source):
-    with pytest.raises(DataError, match="facts='apart' gives questions segments of their own, too: set question='apart', not 'running'"):
-        dataclasses.replace(source, question="running")
-    with pytest.raises(DataError, match="facts='aside' is unknown"):
+    with pytest.raises(DataError, match="facts='aside' is unknown: use 'running' or 'alone' or 'apart'"):
         dataclasses.replace(source, facts="aside")
     with pytest.raises(DataError, match="none of .* fits a row of 4 segments of 64 tokens with one for each fact and question"):
         dataclasses.replace(source, segments=4).batch(0, 0, 2)
