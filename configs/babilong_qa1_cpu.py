@@ -31,6 +31,7 @@ VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
     "armt": dict(
         name="armt", num_memory_tokens=2, d_mem=32, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
+        gate="hard", write_cost=3e-4,
     ),
     "rmt": dict(name="rmt", num_memory_tokens=8),
     "none": dict(name="none"),
@@ -43,14 +44,14 @@ def get_config(memory: str = "armt") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.backbone = dict(
-        name="gpt2", vocab_size=4104, num_layers=4, width=128, num_heads=4, max_positions=128,
+        name="gpt2", vocab_size=4104, num_layers=4, width=128, num_heads=4, max_positions=160,
         kernel_std=None, embedding_std=0.2, position_std=0.1, scale_residual_init=False,
     )  # fmt: skip
     c.memory = MEMORIES[memory]
     c.recurrence = dict(schedule="sequential", gradient="reversible" if memory == "armt" else "remat")
     c.task = dict(
         name="babilong", task="qa1", stories=config_dict.placeholder(str), max_facts=config_dict.placeholder(int), question="running",
-        segment_length=64, questions=4, text_weight=0.0,
+        segment_length=128, questions=4, text_weight=0.0,
         background=dict(
             path=config_dict.placeholder(str), name="books", tokenizer="sentencepiece", tokenizer_path=config_dict.placeholder(str),
             vocab_size=4096, cache_dir="~/.cache/armt_jax",
@@ -73,10 +74,10 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
-            single("alone", 32, (8,), 4, 32),
-            running(32, (8,), 1000, 32, max_facts=4, stop_at=0.97), running(64, (8,), 1000, 32, stop_at=0.97),
-            # As in quickstart: the learning rate, summed over a cosine of 1,000 steps, is 0.35, which times the decay gives 0.7.
-            running(64, (8, 16), 1000, 16, learning_rate=7e-4, schedule="cosine", weight_decay=2.0, keep_memory=0.8),
+            single("alone", 32, (8,), 4, 32), single("alone", 128, (8,), 4, 16),
+            running(128, (16,), 200, 16, max_facts=4, stop_at=0.93),
+            # The learning rate, summed over a cosine of 300 steps, is 0.105, which times the decay gives 0.7.
+            running(128, (16, 32), 300, 8, learning_rate=7e-4, schedule="cosine", weight_decay=6.7, keep_memory=0.8),
         ],
     )  # fmt: skip
     c.evaluation = dict(batch_size=16, samples=100, schedule="auto")

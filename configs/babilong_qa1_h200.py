@@ -23,6 +23,7 @@ VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
     "armt": dict(
         name="armt", num_memory_tokens=2, d_mem=64, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
+        gate="hard", write_cost=3e-4,
     ),
     "rmt": dict(name="rmt", num_memory_tokens=16),
     "none": dict(name="none"),

@@ -12,11 +12,14 @@ and after the layer, for the outputs m_i at the memory tokens, all against the A
     A <- A + sum_i beta_i k_i (v_i - old_i)^T,   z <- z + sum_i gamma_i k_i
     gamma_i = clip(1 - (z k_i + eps) / (|k_i|^2 + eps), 0, 1), no gradient through it;  1 without correction and while the memory is empty.
 
-The eps, the clip, the stopped gradient and the empty case are those of the published code; the paper's equations have none of them. With
-`read_floor`, which is ours, both divisors q z and z k_i are at least that: where hardly anything is written, a read fades.
+The eps, the clip, the stopped gradient and the empty case are those of the published code; the paper's equations have none of them. Ours
+are `read_floor`, with which both divisors q z and z k_i are at least that: where hardly anything is written, a read fades; and the gate
+"hard", whose beta_i = clip(1/2 + (W_b m_i + b) / 6, 0, 1) can be 0, with gamma_i = 0 then: a token whose gate is shut leaves A and z as
+they were, to the last bit, however many there are of them.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -46,6 +49,16 @@ def l2_normalise(x: jax.Array) -> jax.Array:
 
 
 KEY_NORMS = {"none": lambda x: x, "l2": l2_normalise}
+GATES = {"sigmoid": jax.nn.sigmoid, "hard": jax.nn.hard_sigmoid}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def at_a_cost(beta: jax.Array, cost: float) -> jax.Array:
+    """beta. The loss's gradient is that of the loss plus cost * sum(beta)."""
+    return beta
+
+
+at_a_cost.defvjp(lambda beta, cost: (beta, None), lambda cost, _, d_beta: (d_beta + cost,))
 
 
 def _dot(a, b, a_axis: int, b_axis: int) -> jax.Array:
@@ -132,9 +145,13 @@ class AssociativeMemory(LayerMemory):
     def write(self, trace: Trace, state):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
         k, v = self._features(self.key(m)), self._heads(self.value(m))
-        beta = self.config.beta_max * self._heads(jax.nn.sigmoid(self.beta(m).astype(jnp.float32)))
+        gate = self._heads(GATES[self.config.gate](self.beta(m).astype(jnp.float32)))
+        beta = self.config.beta_max * (at_a_cost(gate, self.config.write_cost) if self.config.write_cost else gate)
         old, weight = self._recall(k, state)
-        mass = jnp.einsum("bhm,bhmk->bhk", self._gamma(k, weight, state), k)
+        gamma = self._gamma(k, weight, state)
+        if self.config.gate == "hard":  # what is not written counts for nothing
+            gamma = jnp.where(gate[..., 0] > 0, gamma, 0.0)
+        mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         return AssociativeUpdate(k, beta * (v - old), mass, empty)
 
@@ -177,6 +194,12 @@ class ARMT(MemoryConfig):
             no mass yet) and later writes add none to it (gamma 0 as n0 >= 1). The read is r = k A / n0, and n like tokens with value v
             add n beta k (v - r)^T to A, so r <- r + (n beta / n0) (v - r): the share replaced is n beta / n0. With as many like tokens
             as at first it is beta: a key's newest value can displace the old one at once only where beta_max is near 1.
+        gate: "sigmoid" as published, or "hard". A sigmoid is never 0, and training does not make it small where nothing is worth writing,
+            as long as a write there does no harm within the trained length: it takes a little off what is kept, in every segment. What a
+            thousand segments take is what a hard gate keeps (docs/results/babilong.md).
+        write_cost: what shuts the gates: the gradient is that of the summed loss (nats) plus write_cost times the sum of all gates (of
+            every row, layer, head, segment and memory token). The loss that is reported is without it. Wants gate "hard", as a sigmoid
+            only becomes small. Too large a cost shuts all gates, and a shut one has no gradient: begin below what an answer is worth.
         read_floor: smallest divisor of a read; 0 as published. q z is what of the query's features was ever written: with unit keys 1 and
             more at a key that was written, near 0 where the query has little in common with all of them. The published read divides by
             that little, so what says least is read loudest: on text, where every word asks, it is noise, and its gradient now and then
@@ -193,6 +216,8 @@ class ARMT(MemoryConfig):
     correction: bool = True
     key_norm: str = "none"
     beta_max: float = 1.0
+    gate: str = "sigmoid"
+    write_cost: float = 0.0
     read_floor: float = 0.0
     positions: str = "running"
     value_std: float | None = 0.0
@@ -205,6 +230,12 @@ class ARMT(MemoryConfig):
         check_memory_tokens(self.num_memory_tokens)
         if self.key_norm not in KEY_NORMS:
             raise ValueError(f"memory.key_norm = {self.key_norm!r} must be one of {tuple(KEY_NORMS)}")
+        if self.gate not in GATES:
+            raise ValueError(f"memory.gate = {self.gate!r} must be one of {tuple(GATES)}")
+        if not (0.0 <= self.write_cost < math.inf):
+            raise ValueError(f"memory.write_cost = {self.write_cost} must be 0, or more: nats for an open gate")
+        if self.write_cost and self.gate != "hard":
+            raise ValueError(f"memory.write_cost = {self.write_cost} needs memory.gate = 'hard': a sigmoid never shuts")
         if not 0.0 < self.beta_max <= 1.0:
             raise ValueError(f"memory.beta_max = {self.beta_max} must lie in (0, 1]: it scales the sigmoid of the write gate")
         if not (0.0 <= self.read_floor < math.inf):

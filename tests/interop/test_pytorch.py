@@ -164,6 +164,9 @@ MODELS = {
         # With fewer features (d_mem 8, nu 2) some q z are almost 0, and float32 itself is 6e-5 (JAX) and 2e-4 (PyTorch) from float64.
         ARMT(3, d_mem=16, num_heads=2, key_norm="l2", beta_max=0.7, read_floor=0.3, value_std=None, correction=False),
     ),
+    "armt-neox-hard": (
+        GPTNeoX(**SIZES, max_positions=64), ARMT(3, d_mem=16, key_norm="l2", gate="hard", write_cost=0.1, read_floor=1.0, value_std=None)
+    ),
     "rmt-neox": (GPTNeoX(**SIZES, max_positions=64), RMT(3)),
     "none-gpt2": (GPT2(**SIZES, max_positions=24), MemoryConfig()),
 }

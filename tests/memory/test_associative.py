@@ -162,6 +162,55 @@ def test_beta_max_scales_the_gate():
     np.testing.assert_allclose(one, 0.25 * other, rtol=1e-6)
 
 
+def test_a_hard_gate_is_the_clipped_line():
+    m = memory(gate="hard")
+    m.beta.kernel[...] = 6 * m.beta.kernel[...]
+    x = normal(8, B, 40, D)
+    update = update_of(m, x, m.init_state(B))
+    line = 0.5 + (np.asarray(x) @ np.asarray(m.beta.kernel[...]) + np.asarray(m.beta.bias[...])) / 6
+    assert (line < 0).any() and (line > 1).any() and ((line > 0) & (line < 1)).any()
+    np.testing.assert_allclose(update.value_BxHxMxd[:, 0], np.clip(line, 0, 1) * np.asarray(m.value(x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gate, kept", [("hard", True), ("sigmoid", False)])
+def test_a_shut_gate_leaves_the_memory_to_the_last_bit(gate, kept):
+    m = memory(key_norm="l2", gate=gate)
+    state = before = written(saturate(m), normal(1, B, M, D), m.init_state(B))
+    saturate(m, bias=-3.0)
+    for segment in range(20):
+        state = written(m, normal(100 + segment, B, M, D), state)
+    same = [bool(jnp.array_equal(a, b)) for a, b in zip(state, before, strict=True)]
+    assert same == [kept, kept] and float(jnp.max(jnp.abs(before.A_BxHxKxd))) > 0.1
+
+
+def test_of_a_segment_only_tokens_with_open_gates_count():
+    """The second of two has its gate shut: what is written is what the first writes alone."""
+    m = memory(tokens=2, key_norm="l2", gate="hard")
+    m.beta = lambda x: jnp.broadcast_to(jnp.array([[2.0], [-4.0]]), (*x.shape[:2], 1))
+    x = normal(2, B, 2, D)
+    both = written(m, x, m.init_state(B))
+    m.beta = lambda x: jnp.full((*x.shape[:2], 1), 2.0)
+    alone = written(m, x[:, :1], m.init_state(B))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), both, alone)
+
+
+def test_a_write_cost_is_the_gradient_of_the_summed_gates():
+    x, weights = normal(3, B, M, D), normal(4, B, 1, M, D)
+
+    def gradient(cost, penalty):
+        def loss(kernel):
+            m = memory(gate="hard", write_cost=cost)
+            m.beta.kernel[...] = kernel
+            gates = jax.nn.hard_sigmoid(m.beta(x))
+            return jnp.sum(weights * update_of(m, x, m.init_state(B)).value_BxHxMxd) + penalty * jnp.sum(gates)
+
+        return jax.value_and_grad(loss)(memory().beta.kernel[...])
+
+    (plain, without), (value, found), (_, expected) = gradient(0.0, 0.0), gradient(0.3, 0.0), gradient(0.0, 0.3)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert value == plain and not np.allclose(found, without, atol=1e-3)
+
+
 def test_a_read_fades_where_little_was_written_and_is_whole_at_a_written_key():
     plain, floored = (saturate(memory(tokens=1, key_norm="l2", read_floor=floor)) for floor in (0.0, 1.0))
     x = normal(3, B, 1, D)
@@ -196,10 +245,17 @@ def test_a_floor_that_cannot_be_is_refused(floor, key_norm, word):
         ARMT(num_memory_tokens=1, d_mem=4, key_norm=key_norm, read_floor=floor)
 
 
-@pytest.mark.parametrize("beta_max", [0.0, 1.5, -1.0])
-def test_a_gate_that_cannot_be_is_refused(beta_max):
-    with pytest.raises(ValueError, match="beta_max"):
-        ARMT(num_memory_tokens=1, d_mem=4, beta_max=beta_max)
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(beta_max=0.0), "beta_max"), (dict(beta_max=1.5), "beta_max"), (dict(beta_max=-1.0), "beta_max"),
+        (dict(gate="soft"), "memory.gate = 'soft' must be one of"), (dict(gate="hard", write_cost=-1.0), "write_cost = -1.0"),
+        (dict(write_cost=0.1), "write_cost = 0.1 needs memory.gate = 'hard'"),
+    ],
+)  # fmt: skip
+def test_a_gate_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ARMT(num_memory_tokens=1, d_mem=4, **fields)
 
 
 def test_tokens_of_one_segment_write_in_parallel():

@@ -274,6 +274,7 @@ class AssociativeMemory(nn.Module):
         self.heads, self.nu = memory.get("num_heads", 1), memory["nu"]
         self.unit_keys, self.correction = memory.get("key_norm") == "l2", memory["correction"]
         self.beta_max, self.read_floor = memory.get("beta_max", 1.0), memory.get("read_floor", 0.0)
+        self.hard_gate = memory.get("gate", "sigmoid") == "hard"
         self.query = nn.Linear(D, memory["d_mem"], bias=False)
         self.key = nn.Linear(D, memory["d_mem"], bias=False)
         self.value = nn.Linear(D, D, bias=False)
@@ -309,7 +310,8 @@ class AssociativeMemory(nn.Module):
     def write(self, m, A, z):
         """m [B, M, D] -> the new A and z. All memory tokens look at the old ones: a parallel delta rule."""
         k, v = self._features(self.key(m)), self._heads(self.value(m))
-        beta = self.beta_max * self._heads(torch.sigmoid(wide(self.beta(m))))
+        gate = self._heads((F.hardsigmoid if self.hard_gate else torch.sigmoid)(wide(self.beta(m))))
+        beta = self.beta_max * gate
         old, weight = self._recall(k, A, z)
         gamma = torch.ones_like(weight)
         if self.correction:
@@ -317,6 +319,8 @@ class AssociativeMemory(nn.Module):
                 square = k.pow(2).sum(-1)
                 empty = (z == 0).all(-1, keepdim=True)
                 gamma = torch.where(empty, gamma, ((square - weight) / (square + EPSILON)).clamp(0, 1))
+        if self.hard_gate:
+            gamma = torch.where(gate[..., 0] > 0, gamma, torch.zeros_like(gamma))
         with torch.autocast(k.device.type, enabled=False):
             return A + k.transpose(-1, -2) @ (beta * (v - old)), z + (gamma[..., None] * k).sum(-2)
 
