@@ -125,12 +125,13 @@ def evaluate_all(path: Path, workdirs: dict, base: Path, sweep: Path):
 def main(argv):
     from armt_jax.checkpoint import CheckpointError
     from armt_jax.parallel.processes import JobError, ending_together
+    from armt_jax.tasks.workers import WorkerDied
     from armt_jax.telemetry.failures import one_line_errors
     from armt_jax.training.loop import NonFiniteLoss
     from armt_jax.training.workdir import WorkdirError
 
     with ending_together():
-        one_line_errors(run, CheckpointError, JobError, NonFiniteLoss, WorkdirError)(argv)
+        one_line_errors(run, CheckpointError, JobError, NonFiniteLoss, WorkdirError, WorkerDied)(argv)
 
 
 def parse_flags(argv):

@@ -19,7 +19,6 @@ they were, to the last bit, however many there are of them.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -52,13 +51,13 @@ KEY_NORMS = {"none": lambda x: x, "l2": l2_normalise}
 GATES = {"sigmoid": jax.nn.sigmoid, "hard": jax.nn.hard_sigmoid}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def at_a_cost(beta: jax.Array, cost: float) -> jax.Array:
-    """beta. The loss's gradient is that of the loss plus cost * sum(beta)."""
-    return beta
+@jax.custom_vjp
+def at_a_cost(gate: jax.Array, cost: jax.Array) -> jax.Array:
+    """The gate. The loss's gradient is that of the loss plus sum(cost * gate)."""
+    return gate
 
 
-at_a_cost.defvjp(lambda beta, cost: (beta, None), lambda cost, _, d_beta: (d_beta + cost,))
+at_a_cost.defvjp(lambda gate, cost: (gate, cost), lambda cost, d_gate: (d_gate + cost, jnp.zeros_like(cost)))
 
 
 def _dot(a, b, a_axis: int, b_axis: int) -> jax.Array:
@@ -146,7 +145,10 @@ class AssociativeMemory(LayerMemory):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
         k, v = self._features(self.key(m)), self._heads(self.value(m))
         gate = self._heads(GATES[self.config.gate](self.beta(m).astype(jnp.float32)))
-        beta = self.config.beta_max * (at_a_cost(gate, self.config.write_cost) if self.config.write_cost else gate)
+        if self.config.write_cost:
+            cost = jnp.full((gate.shape[0], 1, 1, 1), self.config.write_cost)
+            gate = at_a_cost(gate, cost if trace.live_B is None else jnp.where(trace.live_B[:, None, None, None], cost, 0.0))
+        beta = self.config.beta_max * gate
         old, weight = self._recall(k, state)
         gamma = self._gamma(k, weight, state)
         if self.config.gate == "hard":  # what is not written counts for nothing
@@ -237,7 +239,7 @@ class ARMT(MemoryConfig):
         if self.write_cost and self.gate != "hard":
             raise ValueError(f"memory.write_cost = {self.write_cost} needs memory.gate = 'hard': a sigmoid never shuts")
         if not 0.0 < self.beta_max <= 1.0:
-            raise ValueError(f"memory.beta_max = {self.beta_max} must lie in (0, 1]: it scales the sigmoid of the write gate")
+            raise ValueError(f"memory.beta_max = {self.beta_max} must lie in (0, 1]: it scales the write gate")
         if not (0.0 <= self.read_floor < math.inf):
             raise ValueError(f"memory.read_floor = {self.read_floor} must be 0, as published, or more: it bounds a divisor from below")
         if self.read_floor and self.key_norm == "none":

@@ -77,6 +77,7 @@ class Trace(NamedTuple):
     valid_BxT: jax.Array | None  # None: every token is real
     layout: Layout
     keys_B: jax.Array | None  # PRNG keys of this cell's rows in training, for systems that say `needs_rng`
+    live_B: jax.Array | None = None  # rows whose update is used; None: all
 
 
 class LayerMemory(nnx.Module):

@@ -120,7 +120,7 @@ SYSTEMS = (
     System("none", GPT2_, NoMemory(), reach=0),
     System("armt", GPT2_, ARMT(num_memory_tokens=3, d_mem=12, value_std=None, positions="table")),
     System("armt-heads-l2", LLAMA, ARMT(**SMALL, num_heads=2, key_norm="l2"), align="right"),
-    System("armt-hard-gate", NEOX, ARMT(**SMALL, correction=False, key_norm="l2", gate="hard", write_cost=0.05)),
+    System("armt-no-correction", NEOX, ARMT(**SMALL, correction=False, key_norm="l2")),
     System("rmt", GPT2_, RMT(num_memory_tokens=2), align="right"),
     System("parallel-rmt", LLAMA, ParallelRMT(num_memory_tokens=2)),
     System("transformer-xl", XL_ADAPTIVE, TransformerXLCache(3), reach=L),

@@ -1,15 +1,18 @@
 """The contract of gradients: the same under every schedule and strategy, and reaching exactly as far as they may."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from armt_jax.memory.associative import ARMT
 from armt_jax.memory.hidden_cache import TransformerXLCache
 from armt_jax.memory.layer_tokens import ParallelRMT
 from armt_jax.memory.recurrent_tokens import RMT
 from armt_jax.parallel.rules import path_string
-from tests.memory.harness import TOKENS, close, tokens_of
-from tests.memory.systems import B, S, System, T
+from tests.memory.harness import TOKENS, Harness, close, tokens_of
+from tests.memory.systems import GPT2_, SMALL, B, S, System, T
 
 OWN = [("sequential", "reversible"), ("diagonal", "reversible")]  # what takes a memory's own `undo`
 GOLDEN = ("armt", "armt-no-correction", "rmt")
@@ -69,6 +72,28 @@ def test_schedules_and_strategies_agree(harness, case):
         np.testing.assert_array_equal(right, correct, err_msg=f"{schedule} {strategy}")
         for part in want:
             close(got[part], want[part], 3e-5)
+
+
+def test_a_cost_of_writing_is_counted_once_a_write_under_every_schedule_and_strategy():
+    """Also where there are cells outside the grid (diagonals) and segments that are dead in a row, which write nothing."""
+    system = System("armt-write-cost", GPT2_, ARMT(**SMALL, key_norm="l2", gate="hard", write_cost=0.05))
+    harness = Harness(system)
+    tokens, weights, options = everything(system)
+    _, state = harness.run(tokens_of(seed=4))
+    want, _ = outcome(harness, tokens, weights, state, "sequential", "store", **options)
+    for schedule, strategy in OWN + AUTODIFF:
+        got, _ = outcome(harness, tokens, weights, state, schedule, strategy, **options)
+        for part in want:
+            close(got[part], want[part], 3e-5)
+    free = Harness(dataclasses.replace(system, memory=dataclasses.replace(system.memory, write_cost=0.0)))
+    without, _ = outcome(free, tokens, weights, state, "sequential", "store", **options)
+    close(without["value"], want["value"], 1e-6)
+    bias = {name: named(got["params"])["layers/memory/beta/bias"] for name, got in (("with", want), ("without", without))}
+    assert np.all(bias["with"] - bias["without"] > 0.05), "every layer's gates are cheaper shut"
+
+
+def named(tree):
+    return {path_string(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def segments_of(grads) -> list[int]:

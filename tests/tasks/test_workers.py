@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from armt_jax.tasks.associative_retrieval import AssociativeRetrieval
-from armt_jax.tasks.workers import IN_PROCESS, BatchMaker
+from armt_jax.tasks.workers import IN_PROCESS, BatchMaker, WorkerDied
 
 SOURCE = AssociativeRetrieval(mode="rewrite", pairs=(2, 3), num_keys=4)
 WANTED = dict(seed=5, split="train", batch_size=6, rows=slice(2, 5))
@@ -63,23 +63,54 @@ import os, signal, sys
 from armt_jax.tasks.associative_retrieval import AssociativeRetrieval
 from armt_jax.tasks.workers import BatchMaker
 
-if __name__ == "__main__":
-    maker, source = BatchMaker(2), AssociativeRetrieval(mode="rewrite", pairs=2, num_keys=4)
-    wanted = dict(seed=0, split="train", batch_size=2, rows=None)
-    next(maker.batches(source, steps=range(99), **wanted))
-    if sys.argv[1] == "signals":
-        for process in maker._pool._processes.values():
-            os.kill(process.pid, signal.SIGTERM)
-            os.kill(process.pid, signal.SIGINT)
-        print(len(list(maker.batches(source, steps=range(9), **wanted))), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+maker, source = BatchMaker(2), AssociativeRetrieval(mode="rewrite", pairs=2, num_keys=4)
+batches = maker.batches(source, seed=0, split="train", batch_size=2, rows=None, steps=range(9))
+if sys.argv[1] == "signals":  # also before a worker has imported anything
+    for worker in maker._workers:
+        worker._process.send_signal(signal.SIGTERM)
+        worker._process.send_signal(signal.SIGINT)
+    print(len(list(batches)), flush=True)
+next(batches, None)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.parametrize("what, printed", [("death", ""), ("signals", "9\n")])
 def test_workers_outlive_signals_and_not_the_process_they_work_for(tmp_path, what, printed):
+    """Of a script without a guard around its main part."""
     (tmp_path / "driver.py").write_text(DRIVER)
     environ = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     # Returns when the last of them has closed its output.
     done = subprocess.run([sys.executable, tmp_path / "driver.py", what], env=environ, text=True, capture_output=True, timeout=120)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, printed), done.stderr
+
+
+def test_a_worker_that_dies_is_an_error_and_the_others_can_be_closed():
+    maker = BatchMaker(2)
+    batches = maker.batches(SOURCE, steps=range(50), **WANTED)
+    next(batches)
+    maker._workers[1]._process.kill()
+    with pytest.raises(WorkerDied, match="was ended by SIGKILL.*lower train.data_workers"):
+        list(batches)
+    maker.close()
+    assert all(worker._process.poll() == -signal.SIGKILL for worker in maker._workers)
+
+
+class Unpicklable(Exception):
+    def __init__(self):
+        super().__init__("of a kind that cannot be sent")
+        self.held = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
+class FailsUnsendably(AssociativeRetrieval):
+    def batch(self, *args):
+        print("a line that is no answer")
+        raise Unpicklable
+
+
+def test_an_error_that_cannot_be_sent_is_told(two):
+    with pytest.raises(RuntimeError, match="of a kind that cannot be sent"):
+        next(two.batches(FailsUnsendably(mode="rewrite", pairs=2, num_keys=4), steps=range(9), **WANTED))
+    (batch,) = two.batches(SOURCE, steps=[4], **WANTED)
+    assert batch.tokens_BxN.shape[0] == 3

@@ -9,11 +9,22 @@ said, and not for a long time whose they are. Here there is one fact to a write.
 the way; with more of them, text fills the others, and what is left beside a fact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from armt_jax.data.babilong.background import Passages
+
+# (rng, tokens of a segment, tokens of what stands in it) -> where that begins
+Place = Callable[[np.random.Generator, int, int], int]
+
+
+def opening(rng: np.random.Generator, T: int, length: int) -> int:
+    return 0
+
+
+def anywhere(rng: np.random.Generator, T: int, length: int) -> int:
+    return int(rng.integers(T - length + 1))
 
 
 def fits(facts: Sequence[np.ndarray], questions: Sequence[tuple[np.ndarray, np.ndarray]], segments: int, T: int) -> bool:
@@ -29,15 +40,14 @@ def lay_apart(
     questions: Sequence[tuple[np.ndarray, np.ndarray]],
     segments: int,
     T: int,
-    *,
-    facts_open: bool,
-    questions_open: bool,
+    place_fact: Place,
+    place_question: Place,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, groups, real) of a row, [segments * T + 1] each: facts in their order in drawn segments, text around them and in the segments
     without one, then a segment for each question (ids of question and answer). Groups are 1, 2, ... at the answers; padding, which is what
     stands behind an answer, is not real.
 
-    facts_open, questions_open: they stand at the beginning of their segment; else anywhere in it, behind text.
+    place_fact, place_question: where in their segment they stand, behind text.
     """
     ids, group, real = (np.zeros(segments * T + 1, kind) for kind in (np.int32, np.int32, bool))
     before = segments - len(questions)
@@ -49,19 +59,16 @@ def lay_apart(
         real[begin:end] = True
         text += end - begin
 
-    def begin_of(segment: int, length: int, opens: bool) -> int:
-        return segment * T + (0 if opens else int(rng.integers(T - length + 1)))
-
     places = dict(zip(np.sort(rng.permutation(before)[: len(facts)]).tolist(), facts, strict=True))
     for segment in range(before):
         fact = places.get(segment, np.zeros(0, np.int32))
-        begin = begin_of(segment, len(fact), facts_open)
+        begin = segment * T + place_fact(rng, T, len(fact))
         end = begin + len(fact)
         fill(segment * T, begin)
         ids[begin:end], real[begin:end] = fact, True
         fill(end, (segment + 1) * T)
     for number, (asked, said) in enumerate(questions, start=1):
-        begin = begin_of(before + number - 1, len(asked) + len(said), questions_open)
+        begin = (before + number - 1) * T + place_question(rng, T, len(asked) + len(said))
         answer, end = begin + len(asked), begin + len(asked) + len(said)
         fill((before + number - 1) * T, begin)
         ids[begin:end], real[begin:end] = np.concatenate([asked, said]), True

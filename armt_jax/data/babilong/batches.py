@@ -18,7 +18,7 @@ import numpy as np
 
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
-from armt_jax.data.babilong.apart import fits, lay_apart
+from armt_jax.data.babilong.apart import anywhere, fits, lay_apart, opening
 from armt_jax.data.babilong.background import Background, BackgroundConfig
 from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
@@ -179,8 +179,8 @@ class BabilongBatches(BatchSource):
             asked = [story, *(_about(story, rng.choice(_people(story))) for _ in range(self.questions - 1))]
             questions = [(self.codec.question(self.task, one.question), self.codec.answer(one.question, one.answer)) for one in asked]
             if fits(facts, questions, size, T):
-                opens = dict(facts_open=self.facts == "apart", questions_open=self.question == "apart")
-                return lay_apart(rng, self.opened().split(split), facts, questions, size, T, **opens)
+                places = (opening if where == "apart" else anywhere for where in (self.facts, self.question))
+                return lay_apart(rng, self.opened().split(split), facts, questions, size, T, *places)
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each fact and question "
             f"(the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower max_facts"
