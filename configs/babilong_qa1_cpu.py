@@ -7,8 +7,8 @@ BOOKS is any folder of *.txt (docs/babilong.md says how it is divided). Nothing 
 model of 4,096 pieces is trained on the text. With the published stories: --config.task.stories=DIR (of en-10k); with a SentencePiece model:
 --config.task.background.tokenizer_path=FILE (its vocabulary must fit 4,104).
 
-1.4 M parameters (ARMT), 4 layers of 128, segments of 8 tokens at first and 128 in the end. Times and accuracies are in docs/results/babilong.md. A stage
-ends where it reaches stop_at, or at its steps.
+1.4 M parameters (ARMT), 4 layers of 128, segments of 8 tokens at first and 128 in the end. Times and accuracies are in
+docs/results/babilong.md. A stage ends where it reaches stop_at, or at its steps.
 
 Published, exact match in percent, GPT-2 and segments of 512 (arXiv 2407.04841): ARMT 100 at 64k, 98.5 at 1M; RMT 99.6 and 94.2.
 
