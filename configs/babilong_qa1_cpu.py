@@ -77,9 +77,9 @@ def get_config(memory: str = "armt") -> ConfigDict:
         stages=[
             single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
             single("alone", 32, (8,), 4, 32), single("alone", 128, (8,), 4, 16),
-            running(128, (16,), 200, 16, max_facts=4, stop_at=0.93),
-            # The learning rate, summed over a cosine of 300 steps, is 0.105, which times the decay gives 0.7.
-            running(128, (16, 32), 300, 8, learning_rate=7e-4, schedule="cosine", weight_decay=6.7, keep_memory=0.8),
+            running(128, (16,), 350, 16, max_facts=4, stop_at=0.93),
+            # The learning rate, summed over a cosine of 600 steps, is 0.21, which times the decay gives 0.7.
+            running(128, (16, 32), 600, 8, learning_rate=7e-4, schedule="cosine", weight_decay=3.3, keep_memory=0.8),
         ],
     )  # fmt: skip
     c.evaluation = dict(batch_size=16, samples=100, schedule="auto")

@@ -48,16 +48,27 @@ def l2_normalise(x: jax.Array) -> jax.Array:
 
 
 KEY_NORMS = {"none": lambda x: x, "l2": l2_normalise}
-GATES = {"sigmoid": jax.nn.sigmoid, "hard": jax.nn.hard_sigmoid}
+GATES = ("sigmoid", "hard")
+# The share of the gradient that passes beyond the bounds of a hard gate.
+BEYOND = 0.1
 
 
 @jax.custom_vjp
-def at_a_cost(gate: jax.Array, cost: jax.Array) -> jax.Array:
-    """The gate. The loss's gradient is that of the loss plus sum(cost * gate)."""
-    return gate
+def hard_gate(x: jax.Array, cost: jax.Array) -> jax.Array:
+    """clip(1/2 + x / 6, 0, 1), with the gradient of the loss plus sum(cost * gate).
+
+    At a gate that is shut, or open altogether, a tenth of that gradient passes: a shut one opens again where, on the whole, the loss would
+    gain more by it than the cost, and moves on from the bound where it would not. With none, a gate once shut for all inputs stays so.
+    """
+    return jnp.clip(0.5 + x / 6, 0.0, 1.0)
 
 
-at_a_cost.defvjp(lambda gate, cost: (gate, cost), lambda cost, d_gate: (d_gate + cost, jnp.zeros_like(cost)))
+def _hard_gate_backward(residual, d_gate):
+    x, cost = residual
+    return (d_gate + cost) / 6 * jnp.where(jnp.abs(x) < 3, 1.0, BEYOND), jnp.zeros_like(cost)
+
+
+hard_gate.defvjp(lambda x, cost: (hard_gate(x, cost), (x, cost)), _hard_gate_backward)
 
 
 def _dot(a, b, a_axis: int, b_axis: int) -> jax.Array:
@@ -144,10 +155,7 @@ class AssociativeMemory(LayerMemory):
     def write(self, trace: Trace, state):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
         k, v = self._features(self.key(m)), self._heads(self.value(m))
-        gate = self._heads(GATES[self.config.gate](self.beta(m).astype(jnp.float32)))
-        if self.config.write_cost:
-            cost = jnp.full((gate.shape[0], 1, 1, 1), self.config.write_cost)
-            gate = at_a_cost(gate, cost if trace.live_B is None else jnp.where(trace.live_B[:, None, None, None], cost, 0.0))
+        gate = self._gate(self._heads(self.beta(m)), trace.live_B)
         beta = self.config.beta_max * gate
         old, weight = self._recall(k, state)
         gamma = self._gamma(k, weight, state)
@@ -156,6 +164,13 @@ class AssociativeMemory(LayerMemory):
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         return AssociativeUpdate(k, beta * (v - old), mass, empty)
+
+    def _gate(self, x_BxHxMx1: jax.Array, live_B: jax.Array | None) -> jax.Array:
+        """From 0 to 1. Rows that write nothing have no cost."""
+        if self.config.gate == "sigmoid":
+            return jax.nn.sigmoid(x_BxHxMx1)
+        cost = jnp.full((x_BxHxMx1.shape[0], 1, 1, 1), self.config.write_cost)
+        return hard_gate(x_BxHxMx1, cost if live_B is None else jnp.where(live_B[:, None, None, None], cost, 0.0))
 
     def _gamma(self, k, weight_BxHxM, state) -> jax.Array:
         if not self.config.correction:
@@ -200,8 +215,8 @@ class ARMT(MemoryConfig):
             as long as a write there does no harm within the trained length: it takes a little off what is kept, in every segment. What a
             thousand segments take is what a hard gate keeps (docs/results/babilong.md).
         write_cost: what shuts the gates: the gradient is that of the summed loss (nats) plus write_cost times the sum of all gates (of
-            every row, layer, head, segment and memory token). The loss that is reported is without it. Wants gate "hard", as a sigmoid
-            only becomes small. Too large a cost shuts all gates, and a shut one has no gradient: begin below what an answer is worth.
+            every row, layer, head, segment and memory token). The loss that is reported is without it. A shut gate opens again where the
+            loss would gain more by it (`hard_gate`). Wants gate "hard", as a sigmoid only becomes small.
         read_floor: smallest divisor of a read; 0 as published. q z is what of the query's features was ever written: with unit keys 1 and
             more at a key that was written, near 0 where the query has little in common with all of them. The published read divides by
             that little, so what says least is read loudest: on text, where every word asks, it is noise, and its gradient now and then
@@ -233,7 +248,7 @@ class ARMT(MemoryConfig):
         if self.key_norm not in KEY_NORMS:
             raise ValueError(f"memory.key_norm = {self.key_norm!r} must be one of {tuple(KEY_NORMS)}")
         if self.gate not in GATES:
-            raise ValueError(f"memory.gate = {self.gate!r} must be one of {tuple(GATES)}")
+            raise ValueError(f"memory.gate = {self.gate!r} must be one of {GATES}")
         if not (0.0 <= self.write_cost < math.inf):
             raise ValueError(f"memory.write_cost = {self.write_cost} must be 0, or more: nats for an open gate")
         if self.write_cost and self.gate != "hard":

@@ -195,20 +195,33 @@ def test_of_a_segment_only_tokens_with_open_gates_count():
 
 
 def test_a_write_cost_is_the_gradient_of_the_summed_gates():
+    """Of gates that are neither shut nor open altogether."""
     x, weights = normal(3, B, M, D), normal(4, B, 1, M, D)
 
     def gradient(cost, penalty):
         def loss(kernel):
             m = memory(gate="hard", write_cost=cost)
             m.beta.kernel[...] = kernel
-            gates = jax.nn.hard_sigmoid(m.beta(x))
+            assert jnp.all(jnp.abs(m.beta(x)) < 3) or isinstance(kernel, jax.core.Tracer)
+            gates = jnp.clip(0.5 + m.beta(x) / 6, 0, 1)
             return jnp.sum(weights * update_of(m, x, m.init_state(B)).value_BxHxMxd) + penalty * jnp.sum(gates)
 
-        return jax.value_and_grad(loss)(memory().beta.kernel[...])
+        kernel = memory().beta.kernel[...]
+        loss(kernel)
+        return jax.value_and_grad(loss)(kernel)
 
     (plain, without), (value, found), (_, expected) = gradient(0.0, 0.0), gradient(0.3, 0.0), gradient(0.0, 0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert value == plain and not np.allclose(found, without, atol=1e-3)
+
+
+@pytest.mark.parametrize("x, share", [(-4.0, 0.1), (4.0, 0.1), (-2.9, 1.0), (0.0, 1.0)])
+def test_beyond_its_bounds_a_gate_still_hears_of_a_tenth(x, share):
+    """So a shut one opens where the loss gains more than the cost, and one that is open shuts where it does not."""
+    for slope, cost in ((-2.0, 0.5), (-0.3, 0.5), (1.0, 0.0)):
+        gate, pull = jax.vjp(associative.hard_gate, jnp.array([x]), jnp.array([cost]))
+        np.testing.assert_allclose(gate, np.clip(0.5 + x / 6, 0, 1), rtol=1e-5)
+        np.testing.assert_allclose(pull(jnp.array([slope]))[0], [share * (slope + cost) / 6], rtol=1e-6)
 
 
 def test_a_read_fades_where_little_was_written_and_is_whole_at_a_written_key():
