@@ -125,9 +125,14 @@ def agreed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, Mapping):
+    """{dotted key: value}; of a list of sections (stages) `train.stages[1].steps` and so on."""
+    if isinstance(config, Mapping):
+        parts = {f"{prefix}.{name}" if prefix else str(name): part for name, part in config.items()}
+    elif isinstance(config, (list, tuple)) and config and all(isinstance(part, Mapping) for part in config):
+        parts = {f"{prefix}[{i}]": part for i, part in enumerate(config)}
+    else:
         return {prefix: config}
-    return {key: v for name, part in config.items() for key, v in flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {key: value for name, part in parts.items() for key, value in flatten(part, name).items()}
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
