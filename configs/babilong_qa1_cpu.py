@@ -19,6 +19,7 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
   text in thousands: a segment's end cuts facts in two, two facts share a write, and a model that remembers which rooms were said, and not
   whose they are, has most answers right.
 * Segments grow: of 32 tokens one fact in five is cut by an end, of 128 one in twenty. Rows grow, too, so that facts rarely share a segment.
+* Before segments grow, rows of 64 of them: a fact is to be kept while most segments say nothing.
 * A gate that can be shut, and a small cost of writing (ARMT.gate, ARMT.write_cost): what is kept is not worn off by text that says nothing.
 * Two memory tokens with beta_max 1, as the newest room is all that is asked for: one write can displace the old one (armt_jax.memory's ARMT
   says by how much), which eight tokens with beta_max 1/4 could not.
@@ -76,7 +77,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
-            single("alone", 32, (8,), 4, 32), single("alone", 128, (8,), 4, 16),
+            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16), single("alone", 128, (16,), 4, 16),
             running(128, (16,), 350, 16, max_facts=4, stop_at=0.93),
             # The learning rate, summed over a cosine of 600 steps, is 0.21, which times the decay gives 0.7.
             running(128, (16, 32), 600, 8, learning_rate=7e-4, schedule="cosine", weight_decay=3.3, keep_memory=0.8),

@@ -71,8 +71,8 @@ def get_config(memory: str = "armt") -> ConfigDict:
             single("alone", 64, (8,), 4, 128),
             running(64, (8,), 1500, 128, max_facts=4, stop_at=0.88),
             running(512, (8,), 700, 64, stop_at=0.97),
-            # The learning rate, summed over a cosine of 800 steps, is 0.16, which times the decay gives 0.7.
-            running(512, (8, 32), 800, 32, learning_rate=4e-4, schedule="cosine", weight_decay=4.4, keep_memory=0.8),
+            # The learning rate, summed over a cosine of 600 steps, is 0.12, which times the decay gives 0.7.
+            running(512, (8, 32), 600, 32, learning_rate=4e-4, schedule="cosine", weight_decay=5.8, keep_memory=0.8),
         ],
     )  # fmt: skip
     c.evaluation = dict(batch_size=32, samples=32, schedule="auto", segments_at_once=64)
