@@ -49,7 +49,7 @@ def corpora(tmp_path_factory):
         return {"data.path": str(folder), "data.cache_dir": str(folder / "cache"), **bpe, **short}
 
     def babilong(background):
-        made = {"tokenizer_path": str(folder)} if background["tokenizer"] == "gpt2" else {"vocab_size": 330}
+        made = {"tokenizer_path": str(folder)} if background["tokenizer"] == "gpt2" else {"vocab_size": 400}
         made |= {"path": str(folder / "books"), "cache_dir": str(folder / "cache")}
         return {f"task.background.{name}": value for name, value in made.items()}
 
