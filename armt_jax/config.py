@@ -207,10 +207,28 @@ def resolve(config: Any) -> Config:
 def _assemble(config: Mapping[str, Any], task: BatchSource, train: TrainConfig, tasks: tuple[BatchSource, ...]) -> Config:
     return Config(
         seed=config.get("seed", 0), model=resolve_model(config, task), task=task, tasks=tasks, train=train,
-        models=tuple(resolve_model(config, each) for each in tasks),
+        models=_stage_models(config, tasks, train),
         evaluation=build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
         mesh=build(MeshConfig, config.get("mesh", {}), "mesh"), init=build(InitConfig, config.get("init", {}), "init"),
     )  # fmt: skip
+
+
+def _stage_models(config: Mapping[str, Any], tasks: tuple[BatchSource, ...], train: TrainConfig) -> tuple[ModelConfig, ...]:
+    """The model of every stage: with the segments of its task, and its write_cost."""
+    return tuple(
+        _at_cost(resolve_model(config, task), stage.write_cost, i) for i, (task, stage) in enumerate(zip(tasks, train.stages, strict=False))
+    )
+
+
+def _at_cost(model: ModelConfig, write_cost: float | None, number: int) -> ModelConfig:
+    if write_cost is None:
+        return model
+    if not hasattr(model.memory, "write_cost"):
+        raise ValueError(f"config: train.stages[{number}].write_cost = {write_cost}: memory {type(model.memory).__name__} has no such cost")
+    try:
+        return dataclasses.replace(model, memory=dataclasses.replace(model.memory, write_cost=write_cost))
+    except ValueError as error:
+        raise ValueError(f"config: train.stages[{number}]: {error}") from error
 
 
 def resolve_point(config: Any) -> Config:
@@ -244,7 +262,7 @@ def resolve_without_data(config: Any) -> Config:
     kind = _check_sections(config)
     train, changes = _train(config, kind)
     tasks = _tasks(config, changes, kind)
-    models = tuple(resolve_model(config, each) for each in tasks)
+    models = _stage_models(config, tasks, train)
     mesh = build(MeshConfig, config.get("mesh", {}), "mesh")
     resolved = Config(config.get("seed", 0), models[0], tasks[0], tasks, models, train, EvaluationConfig(), mesh)
     _check_mesh(resolved)

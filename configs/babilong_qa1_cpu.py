@@ -21,6 +21,7 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
 * Segments grow: of 32 tokens one fact in five is cut by an end, of 128 one in twenty. Rows grow, too, so that facts rarely share a segment.
 * Before segments grow, rows of 64 of them: a fact is to be kept while most segments say nothing.
 * A gate that can be shut, and a small cost of writing (ARMT.gate, ARMT.write_cost): what is kept is not worn off by text that says nothing.
+  Writing costs nothing in the first stages, where a gate would shut before it was of use.
 * Two memory tokens with beta_max 1, as the newest room is all that is asked for: one write can displace the old one (armt_jax.memory's ARMT
   says by how much), which eight tokens with beta_max 1/4 could not.
 * Up to four questions about each row, as an answer of two tokens in a thousand is little to learn from.
@@ -34,7 +35,7 @@ VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
     "armt": dict(
         name="armt", num_memory_tokens=2, d_mem=32, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
-        gate="hard", write_cost=3e-4,
+        gate="hard",
     ),
     "rmt": dict(name="rmt", num_memory_tokens=8),
     "none": dict(name="none"),
@@ -61,15 +62,17 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    def single(facts, T, segments, max_facts, batch_size):
+    costs = dict(write_cost=3e-4) if memory == "armt" else {}
+
+    def single(facts, T, segments, max_facts, batch_size, **more):
         """A segment for each fact and question."""
         question = "apart" if facts == "apart" else "running"
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
-        return dict(task=task, steps=600, batch_size=batch_size, stop_at=0.97)
+        return dict(task=task, steps=600, batch_size=batch_size, stop_at=0.97, **more)
 
     def running(T, segments, steps, batch_size, max_facts=None, **more):
         task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None)
-        return dict(task=task, steps=steps, batch_size=batch_size, **more)
+        return dict(task=task, steps=steps, batch_size=batch_size, **costs, **more)
 
     c.train = dict(
         log_every=25, validate_every=50, validation_batches=4, checkpoint_every=200, keep_optimizer=True,
@@ -77,7 +80,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
-            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16), single("alone", 128, (16,), 4, 16),
+            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16, **costs), single("alone", 128, (16,), 4, 16, **costs),
             running(128, (16,), 350, 16, max_facts=4, stop_at=0.93),
             # The learning rate, summed over a cosine of 600 steps, is 0.21, which times the decay gives 0.7.
             running(128, (16, 32), 600, 8, learning_rate=7e-4, schedule="cosine", weight_decay=3.3, keep_memory=0.8),

@@ -24,7 +24,7 @@ VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
     "armt": dict(
         name="armt", num_memory_tokens=2, d_mem=64, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
-        gate="hard", write_cost=3e-4,
+        gate="hard",
     ),
     "rmt": dict(name="rmt", num_memory_tokens=16),
     "none": dict(name="none"),
@@ -52,15 +52,17 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    def single(facts, T, segments, max_facts, batch_size):
+    costs = dict(write_cost=3e-4) if memory == "armt" else {}
+
+    def single(facts, T, segments, max_facts, batch_size, **more):
         """A segment for each fact and question."""
         question = "apart" if facts == "apart" else "running"
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
-        return dict(task=task, steps=1000, batch_size=batch_size, stop_at=0.97)
+        return dict(task=task, steps=1000, batch_size=batch_size, stop_at=0.97, **more)
 
     def running(T, segments, steps, batch_size, max_facts=None, **more):
         task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None)
-        return dict(task=task, steps=steps, batch_size=batch_size, **more)
+        return dict(task=task, steps=steps, batch_size=batch_size, **costs, **more)
 
     c.train = dict(
         log_every=50, validate_every=50, validation_batches=2, checkpoint_every=500, keep_optimizer=True, data_workers=12,
@@ -68,7 +70,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=7e-4, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 128), single("apart", 16, (8,), 4, 128),
-            single("alone", 64, (8,), 4, 128),
+            single("alone", 64, (8,), 4, 128), single("alone", 64, (64,), 4, 64, **costs),
             running(64, (8,), 1500, 128, max_facts=4, stop_at=0.88),
             running(512, (8,), 700, 64, stop_at=0.97),
             # The learning rate, summed over a cosine of 600 steps, is 0.12, which times the decay gives 0.7.

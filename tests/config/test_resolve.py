@@ -8,7 +8,7 @@ from armt_jax.nn.backbones import GPT2, GPTNeoX
 from armt_jax.parallel.mesh import MeshConfig
 from armt_jax.settings import EvaluationConfig, Stage
 from armt_jax.tasks import AssociativeRetrieval
-from tests.config.small import SMALL, refuses, without
+from tests.config.small import SMALL, changed, refuses, without
 
 
 def test_resolves_to_what_it_says():
@@ -40,6 +40,14 @@ def test_a_task_brings_its_segment_length():
     assert [model.recurrence.segment_length for model in resolved.models] == [4, 5] and resolved.model == resolved.models[0]
     config["recurrence"] = {"segment_length": 3}
     assert {model.recurrence.segment_length for model in resolve(config).models} == {3}
+
+
+def test_a_stage_may_put_a_cost_on_writing():
+    stages = [{"steps": 2}, {"steps": 2, "write_cost": 0.01}]
+    hard = changed(memory__gate="hard", train__stages=stages)
+    assert [model.memory.write_cost for model in resolve(hard).models] == [0.0, 0.01] and resolve(hard).model.memory.write_cost == 0
+    refuses(changed(train__stages=stages), "train.stages[1]", "write_cost = 0.01", "gate = 'hard'")
+    refuses(hard | {"memory": {"name": "rmt", "num_memory_tokens": 1}}, "train.stages[1].write_cost = 0.01", "RMT")
 
 
 # -- presets ---------------------------------------------------------------------------------------------------------------

@@ -64,10 +64,11 @@ def test_the_curriculum(resolved, name):
     counts = [source.max_facts or 99 for source in config.tasks]
     assert counts == sorted(counts) and counts[0] == 2 and counts[-1] == 99
     assert all(source.generate == (source.max_facts is not None) for source in config.tasks), "files have few stories of few facts"
-    lengths, rows = ([read(source) for source in config.tasks] for read in (lambda s: s.segment_length, lambda s: s.row_length(s.size)))
-    assert lengths == sorted(lengths) and rows == sorted(rows) and all(stage.stop_at for stage in config.train.stages[:-1])
+    lengths, costs = [source.segment_length for source in config.tasks], [model.memory.write_cost for model in config.models]
+    assert lengths == sorted(lengths) and all(stage.stop_at for stage in config.train.stages[:-1])
+    assert costs == sorted(costs) and costs[0] == 0 and costs[places.index(2)] == costs[-1] > 0
     last, memory = config.train.stages[-1], config.model.memory
-    assert last.keep_memory == 0.8 and config.carries_memory(len(rows) - 1)
+    assert last.keep_memory == 0.8 and config.carries_memory(len(lengths) - 1)
     assert np.isclose(last.learning_rate * last.steps / 2 * last.weight_decay, 0.7, atol=0.03)
     assert memory.beta_max * memory.num_memory_tokens <= 2 and memory.beta_max == 1
 
