@@ -203,7 +203,7 @@ def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch, takes, dtype, head, 
 def test_on_a_gpu_half_precision_attends_as_float32_does(length, past, heads, masked):
     """Whatever kernel is chosen: the value and the gradients of segments with memory tokens, padded rows and a cache."""
     if jax.default_backend() != "gpu":
-        pytest.skip("needs a GPU: JAX_PLATFORMS=cuda pytest tests/nn/test_attention.py")
+        pytest.skip("needs a GPU: JAX_PLATFORMS=cuda pytest -k on_a_gpu tests/nn/test_attention.py")
     q, k, v = (jnp.asarray(normal(i, 2, *sides, 64)) for i, sides in enumerate([(length, 8), *[(past + length, heads)] * 2]))
     seen = jnp.tril(jnp.ones((length, past + length), bool), past)[None].repeat(2, 0)
     if masked:
