@@ -127,7 +127,7 @@ def main(argv):
     from armt_jax.parallel.processes import JobError, ending_together
     from armt_jax.tasks.workers import WorkerDied
     from armt_jax.telemetry.failures import one_line_errors
-    from armt_jax.training.loop import NonFiniteLoss
+    from armt_jax.training.stops import NonFiniteLoss
     from armt_jax.training.workdir import WorkdirError
 
     with ending_together():

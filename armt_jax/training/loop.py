@@ -7,10 +7,8 @@ that is killed and started again gives bit for bit what it would have given.
 import dataclasses
 import functools
 import math
-import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,10 @@ from armt_jax.config import Config
 from armt_jax.interop.pretrained import load_parameters
 from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
-from armt_jax.parallel.processes import agree, is_joined, is_main, reached_stop
+from armt_jax.parallel.processes import agree, is_main, reached_stop
 from armt_jax.settings import OptimizerConfig
 from armt_jax.tasks import Batch, BatchSource
 from armt_jax.tasks.workers import BatchMaker
-from armt_jax.telemetry.failures import EXIT_PREEMPTED
 from armt_jax.telemetry.flops import count_flops, model_flop_utilisation, peak_flops
 from armt_jax.telemetry.progress import Progress, format_metric
 from armt_jax.telemetry.timing import StepTimer
@@ -39,41 +36,12 @@ from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer, restart_schedule
 from armt_jax.training.restore import restore_target
 from armt_jax.training.step import StepMetrics, TrainState
+from armt_jax.training.stops import Interrupted, NonFiniteLoss, Preempted, sigterm
 from armt_jax.training.workdir import agreed, held, keep_tokenizer
 from armt_jax.version import __version__
 
 # What a text's loss is shown as, beside itself.
 TEXT_FIGURES = ("perplexity", "bits_per_byte", "bits_per_character")
-
-
-class Preempted(SystemExit):
-    def __init__(self):
-        super().__init__(EXIT_PREEMPTED)
-
-
-class _Interrupted(Exception):
-    """SIGTERM in the middle of a validation."""
-
-
-class NonFiniteLoss(FloatingPointError):
-    """Training diverged. Nothing was saved after the last good step."""
-
-
-@contextmanager
-def sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of killing the process. (Only the main thread can install it.)
-
-    In a job of several processes JAX takes the signal, so that all stop at one step: `processes.reached_stop`.
-    """
-    asked = threading.Event()
-    if is_joined() or threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog: StallWatchdog | None = None) -> Standing:
@@ -295,7 +263,7 @@ class Run:
         if validate:
             try:
                 self.standing = standing.validated(self.stage, *self.validate())
-            except _Interrupted:
+            except Interrupted:
                 self.standing = dataclasses.replace(standing, due=True)
                 self._leave()
         is_best = self.standing.best_step == self.standing.step
@@ -309,10 +277,10 @@ class Run:
         return reached_stop() or self.stop.is_set()
 
     def _until_asked(self, batches: Iterator) -> Iterator:
-        """The batches. Raises _Interrupted where SIGTERM came; all processes ask at the same batches."""
+        """The batches. Raises Interrupted where SIGTERM came; all processes ask at the same batches."""
         for batch in batches:
             if self._asked_to_stop():
-                raise _Interrupted
+                raise Interrupted
             yield batch
 
     def _leave(self):

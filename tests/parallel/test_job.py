@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from armt_jax.training.loop import EXIT_PREEMPTED
+from armt_jax.training.stops import EXIT_PREEMPTED
 from tests.training.runs import metrics
 
 pytestmark = pytest.mark.multiprocess

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from armt_jax.training.loop import NonFiniteLoss
+from armt_jax.training.stops import NonFiniteLoss
 from tests.training.runs import metrics, restore, saved, steps_behind
 
 

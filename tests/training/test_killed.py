@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from armt_jax.config import resolve
-from armt_jax.training.loop import EXIT_PREEMPTED, Run, train
+from armt_jax.training.loop import Run, train
+from armt_jax.training.stops import EXIT_PREEMPTED
 from tests.training.runs import CONFIG, metrics, named, restore, saved
 
 ROOT = pathlib.Path(__file__).parents[2]

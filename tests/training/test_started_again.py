@@ -11,7 +11,8 @@ from armt_jax.checkpoint import CheckpointError
 from armt_jax.config import override, resolve
 from armt_jax.parallel.mesh import AXES
 from armt_jax.training.checks import check_batches
-from armt_jax.training.loop import EXIT_PREEMPTED, Preempted, Run
+from armt_jax.training.loop import Run
+from armt_jax.training.stops import EXIT_PREEMPTED, Preempted
 from armt_jax.training.workdir import WorkdirError, locked
 from tests.training.runs import CONFIG, metrics, saved
 
