@@ -18,7 +18,7 @@ Resolving a config with `data` opens the corpus, and on its first use prepares i
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from armt_jax.data import STREAMS, CorpusConfig, DataError, TextSource
 from armt_jax.data.babilong import BabilongBatches, BackgroundConfig
@@ -39,7 +39,8 @@ class Config:
     """One experiment. `tasks`, `models`: of each stage of `train.stages`, in order; of an evaluation's point none. A text stands where a
     task does.
 
-    Models differ at most in their segment length: without recurrence.segment_length each task brings its own. They share parameters.
+    Models share parameters. They differ at most in their segment length (without recurrence.segment_length each task brings its own) and in
+    fields of the memory that a stage may change.
     """
 
     seed: int
@@ -162,8 +163,15 @@ def resolve_model(config: Mapping[str, Any], task: BatchSource) -> ModelConfig:
     return ModelConfig(resolve_backbone(config["backbone"]), memory, recurrence, config.get("dtype", "float32"))
 
 
-def _train(config: Mapping[str, Any], kind: str) -> tuple[TrainConfig, list[dict[str, Any]]]:
-    """The section `train`, and what each stage changes in the task or text."""
+class StageChanges(NamedTuple):
+    """What a stage changes in other sections: the task or text, and the memory."""
+
+    source: dict[str, Any]
+    memory: dict[str, Any]
+
+
+def _train(config: Mapping[str, Any], kind: str) -> tuple[TrainConfig, list[StageChanges]]:
+    """The section `train`, and what each stage changes elsewhere. kind: "task" or "data"."""
     fields = as_section("train", config["train"])
     optimizer = build(OptimizerConfig, fields.pop("optimizer", {}), "train.optimizer")
     stages, changes = [], []
@@ -172,13 +180,33 @@ def _train(config: Mapping[str, Any], kind: str) -> tuple[TrainConfig, list[dict
         raise ValueError(f"config: train.stages = {listed!r} must be a list of stages, like [dict(steps=1000)]")
     for i, stage in enumerate(listed):
         stage = as_section(f"train.stages[{i}]", stage)
-        changes.append(as_section(f"train.stages[{i}].{kind}", stage.pop(kind, {})))
+        changes.append(StageChanges(*(as_section(f"train.stages[{i}].{name}", stage.pop(name, {})) for name in (kind, "memory"))))
         stages.append(build(Stage, stage, f"train.stages[{i}]"))
     return build(TrainConfig, {**fields, "optimizer": optimizer, "stages": tuple(stages)}, "train"), changes
 
 
-def _tasks(config: Mapping[str, Any], changes: list[dict[str, Any]], kind: str) -> tuple[BatchSource, ...]:
-    return tuple(_resolve_source(config, each, f"train.stages[{i}].{kind}") for i, each in enumerate(changes))
+def _tasks(config: Mapping[str, Any], changes: list[StageChanges], kind: str) -> tuple[BatchSource, ...]:
+    return tuple(_resolve_source(config, each.source, f"train.stages[{i}].{kind}") for i, each in enumerate(changes))
+
+
+def _models(config: Mapping[str, Any], changes: list[StageChanges], tasks: tuple[BatchSource, ...]) -> tuple[ModelConfig, ...]:
+    """The model of every stage: with the segments of its task, and what it changes in the memory."""
+    models = []
+    for i, (each, task) in enumerate(zip(changes, tasks, strict=True)):
+        model = resolve_model(config, task)
+        fixed = [name for name in each.memory if name not in model.memory.stage_fields]
+        if fixed:
+            allowed = ", ".join(model.memory.stage_fields) or "nothing"
+            raise ValueError(
+                f"config: train.stages[{i}].memory.{fixed[0]} = {each.memory[fixed[0]]!r}: stages share parameters and memory state, and "
+                f"in {type(model.memory).__name__} one may change {allowed}; set memory.{fixed[0]} instead"
+            )
+        try:
+            memory = resolve_memory({**as_section("memory", config.get("memory", {"name": "none"})), **each.memory})
+        except ValueError as error:
+            raise ValueError(f"config: train.stages[{i}]: {error}") from error
+        models.append(dataclasses.replace(model, memory=memory))
+    return tuple(models)
 
 
 SECTIONS = ("seed", "backbone", "memory", "recurrence", "dtype", "init", "task", "data", "train", "evaluation", "mesh")
@@ -195,7 +223,8 @@ def resolve(config: Any) -> Config:
     kind = _check_sections(config)
     task = _resolve_source(config, {}, kind)
     train, changes = _train(config, kind)
-    resolved = _assemble(config, task, train, _tasks(config, changes, kind))
+    tasks = _tasks(config, changes, kind)
+    resolved = _assemble(config, task, train, tasks, _models(config, changes, tasks))
     _check_mesh(resolved)
     check = _check_text if isinstance(task, TextSource) else _check_babilong if isinstance(task, BabilongBatches) else _check_task
     check(resolved)
@@ -204,31 +233,14 @@ def resolve(config: Any) -> Config:
     return resolved
 
 
-def _assemble(config: Mapping[str, Any], task: BatchSource, train: TrainConfig, tasks: tuple[BatchSource, ...]) -> Config:
+def _assemble(
+    config: Mapping[str, Any], task: BatchSource, train: TrainConfig, tasks: tuple[BatchSource, ...], models: tuple[ModelConfig, ...]
+) -> Config:
     return Config(
-        seed=config.get("seed", 0), model=resolve_model(config, task), task=task, tasks=tasks, train=train,
-        models=_stage_models(config, tasks, train),
+        seed=config.get("seed", 0), model=resolve_model(config, task), task=task, tasks=tasks, train=train, models=models,
         evaluation=build(EvaluationConfig, config.get("evaluation", {}), "evaluation"),
         mesh=build(MeshConfig, config.get("mesh", {}), "mesh"), init=build(InitConfig, config.get("init", {}), "init"),
     )  # fmt: skip
-
-
-def _stage_models(config: Mapping[str, Any], tasks: tuple[BatchSource, ...], train: TrainConfig) -> tuple[ModelConfig, ...]:
-    """The model of every stage: with the segments of its task, and its write_cost."""
-    return tuple(
-        _at_cost(resolve_model(config, task), stage.write_cost, i) for i, (task, stage) in enumerate(zip(tasks, train.stages, strict=False))
-    )
-
-
-def _at_cost(model: ModelConfig, write_cost: float | None, number: int) -> ModelConfig:
-    if write_cost is None:
-        return model
-    if not hasattr(model.memory, "write_cost"):
-        raise ValueError(f"config: train.stages[{number}].write_cost = {write_cost}: memory {type(model.memory).__name__} has no such cost")
-    try:
-        return dataclasses.replace(model, memory=dataclasses.replace(model.memory, write_cost=write_cost))
-    except ValueError as error:
-        raise ValueError(f"config: train.stages[{number}]: {error}") from error
 
 
 def resolve_point(config: Any) -> Config:
@@ -241,7 +253,7 @@ def resolve_point(config: Any) -> Config:
     config = plain(config)
     kind = _check_sections(config)
     train, _ = _train(config, kind)
-    resolved = _assemble(config, _resolve_source(config, {}, kind), train, ())
+    resolved = _assemble(config, _resolve_source(config, {}, kind), train, (), ())
     if not isinstance(resolved.task, (TextSource, BabilongBatches)):
         _check_task(resolved)
     _check_vocabulary(resolved.model, resolved.task, kind)
@@ -262,7 +274,7 @@ def resolve_without_data(config: Any) -> Config:
     kind = _check_sections(config)
     train, changes = _train(config, kind)
     tasks = _tasks(config, changes, kind)
-    models = _stage_models(config, tasks, train)
+    models = _models(config, changes, tasks)
     mesh = build(MeshConfig, config.get("mesh", {}), "mesh")
     resolved = Config(config.get("seed", 0), models[0], tasks[0], tasks, models, train, EvaluationConfig(), mesh)
     _check_mesh(resolved)

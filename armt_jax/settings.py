@@ -94,7 +94,8 @@ STAGE_OPTIMIZER = ("learning_rate", "schedule", "weight_decay")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a curriculum; its task is the config's task with the stage's `task` fields changed (of a text: its `data` fields).
+    """One stage of a curriculum. Besides these fields it may have `task`: fields of the config's task that it changes (`data`, of a text),
+    and `memory`: the same of the memory system, where parameters and state stay what they are (`MemoryConfig.stage_fields`).
 
     Attributes:
         steps: optimizer steps at most.
@@ -106,7 +107,6 @@ class Stage:
             batch before (no gradient crosses); the others start empty. A model so trained meets empty memories, and memories as full as
             only rows 1 / (1 - keep_memory) times as long would make them. Validation starts empty. None: all rows go on in a contiguous
             text, and none in a generated task.
-        write_cost: memory.write_cost in this stage; None: that of the config. From the start it shuts gates before they are of use.
     """
 
     steps: int
@@ -117,7 +117,6 @@ class Stage:
     schedule: str | None = None
     weight_decay: float | None = None
     keep_memory: float | None = None
-    write_cost: float | None = None
 
     def __post_init__(self):
         if self.keep_memory is not None and not 0 <= self.keep_memory < 1:

@@ -52,7 +52,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    costs = dict(write_cost=3e-4) if memory == "armt" else {}
+    costs = dict(memory=dict(write_cost=3e-4)) if memory == "armt" else {}
 
     def single(facts, T, segments, max_facts, batch_size, **more):
         """A segment for each fact and question."""

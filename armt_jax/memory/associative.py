@@ -216,7 +216,8 @@ class ARMT(MemoryConfig):
             thousand segments take is what a hard gate keeps (docs/results/babilong.md).
         write_cost: what shuts the gates: the gradient is that of the summed loss (nats) plus write_cost times the sum of all gates (of
             every row, layer, head, segment and memory token). The loss that is reported is without it. A shut gate opens again where the
-            loss would gain more by it (`hard_gate`). Wants gate "hard", as a sigmoid only becomes small.
+            loss would gain more by it (`hard_gate`). Wants gate "hard", as a sigmoid only becomes small. A stage may set it for itself:
+            from the first step on it shuts gates before they are of use.
         read_floor: smallest divisor of a read; 0 as published. q z is what of the query's features was ever written: with unit keys 1 and
             more at a key that was written, near 0 where the query has little in common with all of them. The published read divides by
             that little, so what says least is read loudest: on text, where every word asks, it is noise, and its gradient now and then
@@ -242,6 +243,7 @@ class ARMT(MemoryConfig):
 
     layer_class: ClassVar[type] = AssociativeMemory
     token_class: ClassVar[type] = WriteTokens
+    stage_fields: ClassVar[tuple[str, ...]] = ("write_cost",)
 
     def __post_init__(self):
         check_memory_tokens(self.num_memory_tokens)

@@ -154,10 +154,15 @@ class TokenMemory(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """A memory system by name: which parts it has. Subclasses live in their system's file."""
+    """A memory system by name: which parts it has. Subclasses live in their system's file.
+
+    stage_fields: those that a stage of the curriculum may set for itself: parameters and state have the same shapes and mean the same
+    with any value of them.
+    """
 
     layer_class: ClassVar[type[LayerMemory]] = LayerMemory
     token_class: ClassVar[type[TokenMemory]] = TokenMemory
+    stage_fields: ClassVar[tuple[str, ...]] = ()
 
     def layout(self, backbone: BackboneConfig) -> Layout:
         """Raises ValueError where this backbone has no positions for what the memory adds."""

@@ -43,11 +43,13 @@ def test_a_task_brings_its_segment_length():
 
 
 def test_a_stage_may_put_a_cost_on_writing():
-    stages = [{"steps": 2}, {"steps": 2, "write_cost": 0.01}]
+    stages = [{"steps": 2}, {"steps": 2, "memory": {"write_cost": 0.01}}]
     hard = changed(memory__gate="hard", train__stages=stages)
     assert [model.memory.write_cost for model in resolve(hard).models] == [0.0, 0.01] and resolve(hard).model.memory.write_cost == 0
     refuses(changed(train__stages=stages), "train.stages[1]", "write_cost = 0.01", "gate = 'hard'")
-    refuses(hard | {"memory": {"name": "rmt", "num_memory_tokens": 1}}, "train.stages[1].write_cost = 0.01", "RMT")
+    refuses(hard | {"memory": {"name": "rmt", "num_memory_tokens": 1}}, "train.stages[1].memory.write_cost = 0.01", "RMT", "nothing")
+    stages[1]["memory"] = {"d_mem": 8}
+    refuses(changed(train__stages=stages), "train.stages[1].memory.d_mem = 8", "may change write_cost", "set memory.d_mem")
 
 
 # -- presets ---------------------------------------------------------------------------------------------------------------
