@@ -10,50 +10,7 @@ from armt_jax.memory import associative
 from armt_jax.memory.associative import ARMT, AssociativeMemory, AssociativeState
 from armt_jax.memory.interface import Layout, Trace
 from armt_jax.nn.layers import Init
-
-B, M, D = 2, 3, 8
-
-
-def memory(seed=0, tokens=M, **fields) -> AssociativeMemory:
-    config = ARMT(num_memory_tokens=tokens, d_mem=fields.pop("d_mem", 8), value_std=None, **fields)
-    return AssociativeMemory(config, D, Init(kernel=None), jnp.float32, nnx.Rngs(seed))
-
-
-def saturate(m: AssociativeMemory, bias=30.0) -> AssociativeMemory:
-    """beta = sigmoid(bias) for every token."""
-    m.beta.kernel[...] = jnp.zeros_like(m.beta.kernel[...])
-    m.beta.bias[...] = jnp.full_like(m.beta.bias[...], bias)
-    return m
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def update_of(m, outputs, state):
-    """The write of a segment whose only tokens are the memory tokens."""
-    layout = Layout(0, outputs.shape[1])
-    return m.write(Trace(outputs, outputs, None, None, None, layout, None), state)
-
-
-def written(m, outputs, state):
-    return m.commit(state, update_of(m, outputs, state))
-
-
-def features(m, x):
-    return np.asarray(m._features(m.key(x)), np.float64)
-
-
-def recalled(m, x, state):
-    """What the state holds under the keys of x: k A / (k z + eps)."""
-    return found_by(features(m, x), state).reshape(x.shape)
-
-
-def found_by(k_BxHxTxK, state):
-    """[B, T, H, d]"""
-    A, z = np.asarray(state.A_BxHxKxd, np.float64), np.asarray(state.z_BxHxK, np.float64)
-    weight = np.einsum("bhtk,bhk->bth", k_BxHxTxK, z) + 1e-5
-    return np.einsum("bhtk,bhkd->bthd", k_BxHxTxK, A) / weight[..., None]
+from tests.memory.matrix import B, D, M, Override, features, found_by, memory, normal, overwritten, recalled, saturate, update_of, written
 
 
 def test_l2_keys_have_unit_length_in_every_head():
@@ -82,28 +39,6 @@ def test_read_adds_what_the_query_finds():
     np.testing.assert_array_equal(m.read(x, m.init_state(B), Layout()), x)
 
 
-class Override(nnx.Module):
-    """A value map that ignores its input: the second write stores something else under the same key."""
-
-    def __init__(self, value):
-        self.value = nnx.Variable(value)
-
-    def __call__(self, x):
-        return self.value[...]
-
-
-def overwritten(correction: bool, bias=30.0):
-    """(first value, second value, what is recalled) after two writes with one key."""
-    m = saturate(memory(tokens=1, correction=correction), 30.0)
-    x = normal(5, B, 1, D)
-    v1, v2 = normal(6, B, 1, D), normal(7, B, 1, D)
-    m.value = Override(v1)
-    state = written(m, x, m.init_state(B))
-    m.value = Override(v2)
-    state = written(saturate(m, bias), x, state)
-    return v1, v2, recalled(m, x, state)
-
-
 def test_overwriting_replaces_the_value():
     _, v2, found = overwritten(correction=True)
     np.testing.assert_allclose(found, v2, rtol=1e-3, atol=1e-4)
@@ -113,115 +48,6 @@ def test_without_correction_an_overwritten_value_comes_back_halved():
     """A holds one copy of the value, z counts two."""
     _, v2, found = overwritten(correction=False)
     np.testing.assert_allclose(found, v2 / 2, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("bias", [0.0, 1.5, -1.5])
-def test_beta_scales_a_first_write(bias):
-    m = saturate(memory(tokens=1), bias)
-    x = normal(5, B, 1, D)
-    beta = 1 / (1 + np.exp(-bias))
-    np.testing.assert_allclose(recalled(m, x, written(m, x, m.init_state(B))), beta * m.value(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("bias", [0.0, 1.5])
-def test_beta_blends_when_overwriting(bias):
-    v1, v2, found = overwritten(correction=True, bias=bias)
-    beta = 1 / (1 + np.exp(-bias))
-    np.testing.assert_allclose(found, (1 - beta) * v1 + beta * v2, rtol=1e-3, atol=1e-3)
-
-
-def test_beta_is_the_sigmoid_of_its_map():
-    m = memory()
-    x = normal(8, B, M, D)
-    update = update_of(m, x, m.init_state(B))
-    beta = 1 / (1 + np.exp(-(np.asarray(x) @ np.asarray(m.beta.kernel[...]) + np.asarray(m.beta.bias[...]))))
-    np.testing.assert_allclose(update.value_BxHxMxd[:, 0], beta * np.asarray(m.value(x)), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("beta_max, grows", [(1.0, True), (2 / M, False)])
-def test_like_keys_overshoot_unless_beta_is_capped(beta_max, grows):
-    """One token writes a key, later all M do: M beta > 2 replaces more than twice the error, in every segment again."""
-    m = saturate(memory(key_norm="l2", beta_max=beta_max))
-    first = normal(0, B, M, D)
-    state = written(m, first, m.init_state(B))
-    alike = jnp.broadcast_to(normal(1, B, 1, D), first.shape)
-    state = written(m, alike[:, :1], state)
-    sizes = []
-    for _ in range(40):
-        state = written(m, alike, state)
-        sizes.append(float(jnp.max(jnp.abs(state.A_BxHxKxd))))
-    # The mass under the key is a little above one token's, so the cap has some room.
-    assert (sizes[-1] > 10 * sizes[0]) == grows, sizes
-    assert grows or max(sizes) < 2 * sizes[0]
-
-
-def test_beta_max_scales_the_gate():
-    capped, plain = memory(beta_max=0.25), memory()
-    state = plain.init_state(B)
-    one, other = (update_of(m, normal(2, B, M, D), state).value_BxHxMxd for m in (capped, plain))
-    np.testing.assert_allclose(one, 0.25 * other, rtol=1e-6)
-
-
-def test_a_hard_gate_is_the_clipped_line():
-    m = memory(gate="hard")
-    m.beta.kernel[...] = 6 * m.beta.kernel[...]
-    x = normal(8, B, 40, D)
-    update = update_of(m, x, m.init_state(B))
-    line = 0.5 + (np.asarray(x) @ np.asarray(m.beta.kernel[...]) + np.asarray(m.beta.bias[...])) / 6
-    assert (line < 0).any() and (line > 1).any() and ((line > 0) & (line < 1)).any()
-    np.testing.assert_allclose(update.value_BxHxMxd[:, 0], np.clip(line, 0, 1) * np.asarray(m.value(x)), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("gate, kept", [("hard", True), ("sigmoid", False)])
-def test_a_shut_gate_leaves_the_memory_to_the_last_bit(gate, kept):
-    m = memory(key_norm="l2", gate=gate)
-    state = before = written(saturate(m), normal(1, B, M, D), m.init_state(B))
-    saturate(m, bias=-3.0)
-    for segment in range(20):
-        state = written(m, normal(100 + segment, B, M, D), state)
-    same = [bool(jnp.array_equal(a, b)) for a, b in zip(state, before, strict=True)]
-    assert same == [kept, kept] and float(jnp.max(jnp.abs(before.A_BxHxKxd))) > 0.1
-
-
-def test_of_a_segment_only_tokens_with_open_gates_count():
-    """The second of two has its gate shut: what is written is what the first writes alone."""
-    m = memory(tokens=2, key_norm="l2", gate="hard")
-    m.beta = lambda x: jnp.broadcast_to(jnp.array([[2.0], [-4.0]]), (*x.shape[:2], 1))
-    x = normal(2, B, 2, D)
-    both = written(m, x, m.init_state(B))
-    m.beta = lambda x: jnp.full((*x.shape[:2], 1), 2.0)
-    alone = written(m, x[:, :1], m.init_state(B))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), both, alone)
-
-
-def test_a_write_cost_is_the_gradient_of_the_summed_gates():
-    """Of gates that are neither shut nor open altogether."""
-    x, weights = normal(3, B, M, D), normal(4, B, 1, M, D)
-
-    def gradient(cost, penalty):
-        def loss(kernel):
-            m = memory(gate="hard", write_cost=cost)
-            m.beta.kernel[...] = kernel
-            assert jnp.all(jnp.abs(m.beta(x)) < 3) or isinstance(kernel, jax.core.Tracer)
-            gates = jnp.clip(0.5 + m.beta(x) / 6, 0, 1)
-            return jnp.sum(weights * update_of(m, x, m.init_state(B)).value_BxHxMxd) + penalty * jnp.sum(gates)
-
-        kernel = memory().beta.kernel[...]
-        loss(kernel)
-        return jax.value_and_grad(loss)(kernel)
-
-    (plain, without), (value, found), (_, expected) = gradient(0.0, 0.0), gradient(0.3, 0.0), gradient(0.0, 0.3)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert value == plain and not np.allclose(found, without, atol=1e-3)
-
-
-@pytest.mark.parametrize("x, share", [(-4.0, 0.1), (4.0, 0.1), (-2.9, 1.0), (0.0, 1.0)])
-def test_beyond_its_bounds_a_gate_still_hears_of_a_tenth(x, share):
-    """So a shut one opens where the loss gains more than the cost, and one that is open shuts where it does not."""
-    for slope, cost in ((-2.0, 0.5), (-0.3, 0.5), (1.0, 0.0)):
-        gate, pull = jax.vjp(associative.hard_gate, jnp.array([x]), jnp.array([cost]))
-        np.testing.assert_allclose(gate, np.clip(0.5 + x / 6, 0, 1), rtol=1e-5)
-        np.testing.assert_allclose(pull(jnp.array([slope]))[0], [share * (slope + cost) / 6], rtol=1e-6)
 
 
 def test_a_read_fades_where_little_was_written_and_is_whole_at_a_written_key():
@@ -256,19 +82,6 @@ def test_the_gradient_of_a_read_is_bounded_by_the_floor():
 def test_a_floor_that_cannot_be_is_refused(floor, key_norm, word):
     with pytest.raises(ValueError, match=word):
         ARMT(num_memory_tokens=1, d_mem=4, key_norm=key_norm, read_floor=floor)
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        (dict(beta_max=0.0), "beta_max"), (dict(beta_max=1.5), "beta_max"), (dict(beta_max=-1.0), "beta_max"),
-        (dict(gate="soft"), "memory.gate = 'soft' must be one of"), (dict(gate="hard", write_cost=-1.0), "write_cost = -1.0"),
-        (dict(write_cost=0.1), "write_cost = 0.1 needs memory.gate = 'hard'"),
-    ],
-)  # fmt: skip
-def test_a_gate_that_cannot_be_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        ARMT(num_memory_tokens=1, d_mem=4, **fields)
 
 
 def test_tokens_of_one_segment_write_in_parallel():
