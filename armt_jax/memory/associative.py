@@ -155,7 +155,8 @@ class AssociativeMemory(LayerMemory):
     def write(self, trace: Trace, state):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
         k, v = self._features(self.key(m)), self._heads(self.value(m))
-        gate = self._gate(self._heads(self.beta(m)), trace.live_B)
+        writes_B = self._writes(trace)
+        gate = self._gate(self._heads(self.beta(m)), writes_B)
         beta = self.config.beta_max * gate
         old, weight = self._recall(k, state)
         gamma = self._gamma(k, weight, state)
@@ -163,14 +164,24 @@ class AssociativeMemory(LayerMemory):
             gamma = jnp.where(gate[..., 0] > 0, gamma, 0.0)
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
-        return AssociativeUpdate(k, beta * (v - old), mass, empty)
+        value = beta * (v - old)
+        if self.config.first_layer:
+            value, mass = jnp.where(writes_B[:, None, None, None], value, 0.0), jnp.where(writes_B[:, None, None], mass, 0.0)
+        return AssociativeUpdate(k, value, mass, empty)
 
-    def _gate(self, x_BxHxMx1: jax.Array, live_B: jax.Array | None) -> jax.Array:
+    def _writes(self, trace: Trace) -> jax.Array | None:
+        """Rows that write in this cell; None: all."""
+        if not self.config.first_layer:
+            return trace.live_B
+        here_B = jnp.broadcast_to(trace.layer >= self.config.first_layer, trace.outputs_BxTxD.shape[:1])
+        return here_B if trace.live_B is None else here_B & trace.live_B
+
+    def _gate(self, x_BxHxMx1: jax.Array, writes_B: jax.Array | None) -> jax.Array:
         """From 0 to 1. Rows that write nothing have no cost."""
         if self.config.gate == "sigmoid":
             return jax.nn.sigmoid(x_BxHxMx1)
         cost = jnp.full((x_BxHxMx1.shape[0], 1, 1, 1), self.config.write_cost)
-        return hard_gate(x_BxHxMx1, cost if live_B is None else jnp.where(live_B[:, None, None, None], cost, 0.0))
+        return hard_gate(x_BxHxMx1, cost if writes_B is None else jnp.where(writes_B[:, None, None, None], cost, 0.0))
 
     def _gamma(self, k, weight_BxHxM, state) -> jax.Array:
         if not self.config.correction:
@@ -223,6 +234,8 @@ class ARMT(MemoryConfig):
             that little, so what says least is read loudest: on text, where every word asks, it is noise, and its gradient now and then
             is ten times all the others together (docs/results/wikitext2.md). With 1 such a read fades with q z, and one at a written
             key stays as it is. Wants key_norm "l2": the size of other keys is free, and what 1 means with it.
+        first_layer: layers below it neither write nor have anything to read; 0 as published. What a gate can know of a segment is what the
+            layers up to its own have made of it: the first one's sees which words occur, not which belong together.
         value_std: initial scale of W_v; 0 as published, None for 1/sqrt(D).
         memory_std: initial scale of the memory tokens; None: that of the token embeddings.
     """
@@ -237,6 +250,7 @@ class ARMT(MemoryConfig):
     gate: str = "sigmoid"
     write_cost: float = 0.0
     read_floor: float = 0.0
+    first_layer: int = 0
     positions: str = "running"
     value_std: float | None = 0.0
     memory_std: float | None = None
@@ -274,6 +288,11 @@ class ARMT(MemoryConfig):
         return 2 * self.nu * self.d_mem // self.num_heads
 
     def layout(self, backbone: BackboneConfig) -> Layout:
+        if not 0 <= self.first_layer < backbone.num_layers:
+            raise ValueError(
+                f"memory.first_layer = {self.first_layer} must lie in 0..backbone.num_layers - 1 = {backbone.num_layers - 1}: some layer "
+                "must write"
+            )
         if backbone.width % self.num_heads:
             raise ValueError(f"backbone.width = {backbone.width} is not a multiple of memory.num_heads = {self.num_heads}")
         return memory_layout(0, self.num_memory_tokens, self.positions, backbone)

@@ -78,6 +78,7 @@ class Trace(NamedTuple):
     layout: Layout
     keys_B: jax.Array | None  # PRNG keys of this cell's rows in training, for systems that say `needs_rng`
     live_B: jax.Array | None = None  # rows whose update is used; None: all
+    layer: jax.Array | None = None  # int32 [], the layer's number from 0
 
 
 class LayerMemory(nnx.Module):

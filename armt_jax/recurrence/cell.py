@@ -46,7 +46,7 @@ class Cell:
         out = layer.block(
             x, self.positions(x, frame), frame.valid_BxT, context=memory.attend(state), mix=lambda h: memory.mix(h, state), keys_B=keys_B
         )
-        trace = Trace(x, out.hidden_BxTxD, out.keys_BxTxHxd, out.values_BxTxHxd, frame.valid_BxT, self.layout, keys_B, frame.live_B)
+        trace = Trace(x, out.hidden_BxTxD, out.keys_BxTxHxd, out.values_BxTxHxd, frame.valid_BxT, self.layout, keys_B, frame.live_B, index)
         update = memory.write(trace, state)
         return constrain(out.hidden_BxTxD, ROWS), self._commit(memory, state, update, frame), update
 

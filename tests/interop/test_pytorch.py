@@ -165,7 +165,8 @@ MODELS = {
         ARMT(3, d_mem=16, num_heads=2, key_norm="l2", beta_max=0.7, read_floor=0.3, value_std=None, correction=False),
     ),
     "armt-neox-hard": (
-        GPTNeoX(**SIZES, max_positions=64), ARMT(3, d_mem=16, key_norm="l2", gate="hard", write_cost=0.1, read_floor=1.0, value_std=None)
+        GPTNeoX(**SIZES, max_positions=64),
+        ARMT(3, d_mem=16, key_norm="l2", gate="hard", write_cost=0.1, read_floor=1.0, first_layer=1, value_std=None),
     ),
     "rmt-neox": (GPTNeoX(**SIZES, max_positions=64), RMT(3)),
     "none-gpt2": (GPT2(**SIZES, max_positions=24), MemoryConfig()),

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from armt_jax.memory import associative
 from armt_jax.memory.associative import ARMT
+from armt_jax.model import MemoryTransformer, ModelConfig, RecurrenceConfig
+from armt_jax.nn.backbones import GPT2
 from tests.memory.matrix import B, D, M, memory, normal, overwritten, recalled, saturate, update_of, written
 
 
@@ -130,3 +133,18 @@ def test_beyond_its_bounds_a_gate_still_hears_of_a_tenth(x, share):
 def test_a_gate_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ARMT(num_memory_tokens=1, d_mem=4, **fields)
+
+
+def test_layers_below_the_first_stay_empty():
+    sizes = dict(vocab_size=20, num_layers=3, width=16, num_heads=2, max_positions=16, kernel_std=None, embedding_std=0.5)
+
+    def state_of(first_layer):
+        config = ModelConfig(GPT2(**sizes), ARMT(2, d_mem=4, value_std=None, first_layer=first_layer), RecurrenceConfig(segment_length=4))
+        return MemoryTransformer(config, rngs=nnx.Rngs(0)).ingest(jnp.arange(16).reshape(2, 8))
+
+    for first_layer in range(3):
+        layers = state_of(first_layer).layers
+        for leaf in layers:
+            assert [bool(np.any(layer)) for layer in np.asarray(leaf)] == [number >= first_layer for number in range(3)]
+    with pytest.raises(ValueError, match=r"memory.first_layer = 3 must lie in 0..backbone.num_layers - 1 = 2"):
+        state_of(3)

@@ -268,9 +268,10 @@ class Block(nn.Module):
 class AssociativeMemory(nn.Module):
     """ARMT's matrix of one layer: read on entering the block, written from the block's outputs at the memory tokens."""
 
-    def __init__(self, config):
+    def __init__(self, config, number):
         super().__init__()
         D, memory = config.backbone["width"], config.memory
+        self.writes = number >= memory.get("first_layer", 0)
         self.heads, self.nu = memory.get("num_heads", 1), memory["nu"]
         self.unit_keys, self.correction = memory.get("key_norm") == "l2", memory["correction"]
         self.beta_max, self.read_floor = memory.get("beta_max", 1.0), memory.get("read_floor", 0.0)
@@ -309,6 +310,8 @@ class AssociativeMemory(nn.Module):
 
     def write(self, m, A, z):
         """m [B, M, D] -> the new A and z. All memory tokens look at the old ones: a parallel delta rule."""
+        if not self.writes:
+            return A, z
         k, v = self._features(self.key(m)), self._heads(self.value(m))
         gate = self._heads((F.hardsigmoid if self.hard_gate else torch.sigmoid)(wide(self.beta(m))))
         beta = self.beta_max * gate
@@ -332,10 +335,10 @@ class MemoryTokens(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, number):
         super().__init__()
         self.block = Block(config)
-        self.memory = AssociativeMemory(config) if config.memory["name"] == "armt" else None
+        self.memory = AssociativeMemory(config, number) if config.memory["name"] == "armt" else None
 
 
 # ---- the model ----
@@ -388,7 +391,7 @@ class ArmtForCausalLM(PreTrainedModel, GenerationMixin):
         self.rotary = Rotary(config) if self.positions is None else None
         self.token_memory = MemoryTokens(config) if config.back else None
         self.dropout = nn.Dropout(backbone["dropout"])
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = norm(config)
         tied = backbone["tie_embeddings"]
         self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
