@@ -11,7 +11,7 @@ writes it.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -19,10 +19,11 @@ import numpy as np
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
 from armt_jax.data.babilong.apart import anywhere, fits, lay_apart, opening
-from armt_jax.data.babilong.background import Background, BackgroundConfig
+from armt_jax.data.babilong.background import Background, BackgroundConfig, Passages
 from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
+from armt_jax.data.babilong.torn import shortest_block, torn
 from armt_jax.data.errors import DataError
 from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
@@ -58,6 +59,8 @@ class BabilongBatches(BatchSource):
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
+        torn_every: in training, every so many tokens of the text have a piece of a fact in them that is none (torn.py). None: the text as
+            it is.
         compat: "default" or "published", see mixing.py.
     """
 
@@ -76,6 +79,7 @@ class BabilongBatches(BatchSource):
     questions: int = 1
     margin: int | None = None
     text_weight: float = 0.0
+    torn_every: int | None = None
     compat: str = "default"
 
     def __post_init__(self) -> None:
@@ -94,6 +98,8 @@ class BabilongBatches(BatchSource):
             raise DataError(f"questions={self.questions} is for task='qa1', whose further questions can be made up, not for {self.task!r}")
         if self.margin is not None:
             require_int("margin", self.margin, 0, self.segment_length - 1)
+        if self.torn_every is not None:
+            require_int("torn_every", self.torn_every, 1)
         if not 0 <= self.text_weight <= 1:
             raise DataError(f"text_weight={self.text_weight} must lie in [0, 1]; an answer's tokens weigh 1")
 
@@ -180,7 +186,8 @@ class BabilongBatches(BatchSource):
             questions = [(self.codec.question(self.task, one.question), self.codec.answer(one.question, one.answer)) for one in asked]
             if fits(facts, questions, size, T):
                 places = (opening if where == "apart" else anywhere for where in (self.facts, self.question))
-                return lay_apart(rng, self.opened().split(split), facts, questions, size, T, *places)
+                passages = self._passages(rng, self.opened().split(split), facts, split)
+                return lay_apart(rng, passages, facts, questions, size, T, *places)
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each fact and question "
             f"(the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower max_facts"
@@ -191,7 +198,8 @@ class BabilongBatches(BatchSource):
         index, story, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
         context_length = self._context_length(rng, size, len(tail_ids), shortest)
         asked = int(np.argmax(groups > 0)) if self.compat == "default" else 0
-        context = self.samples(split, context_length + asked, seed).of_story(index, story).context()
+        sample = self.samples(split, context_length + asked, seed).of_story(index, story)
+        context = dataclasses.replace(sample, passages=self._passages(rng, sample.passages, sample.facts_ids, split)).context()
         T, N = self.segment_length, self.row_length(size)
         begin = context_length if self.question == "running" else -(-context_length // T) * T
         ids, group, real = np.zeros(N + 1, np.int32), np.zeros(N + 1, np.int32), np.zeros(N + 1, bool)
@@ -199,6 +207,16 @@ class BabilongBatches(BatchSource):
         behind = slice(begin, begin + len(tail_ids))
         ids[behind], group[behind], real[behind] = tail_ids, groups, True
         return ids, group, real
+
+    def _passages(self, rng, passages: Passages, facts: Sequence[np.ndarray], split: str) -> Passages:
+        """The text around these facts."""
+        if self.torn_every is None or split != "train":
+            return passages
+        if self.torn_every < shortest_block(facts):
+            raise DataError(
+                f"torn_every={self.torn_every} is too few tokens: pieces of facts as long as these take up to {shortest_block(facts)}"
+            )
+        return torn(passages, facts, self.torn_every, int(rng.integers(_WORD)))
 
     def _tried(self, rng, seed: int, split: str, number: int) -> Iterator[tuple[int, Story]]:
         """(index, story): the row's own story, then others that are drawn."""

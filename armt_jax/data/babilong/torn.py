@@ -1,0 +1,71 @@
+"""Text with pieces of facts in it that are no facts: what a memory must learn to leave alone.
+
+    Mary went | it was a dark and | to the garden. | stormy night, | John moved to and the rain the kitchen.
+
+Books name the same people and rooms now and then: one segment of 512 tokens in a hundred has both, so 50 million tokens have hundreds of
+them, and a memory that writes wherever a name meets a room has lost the facts by then. Rows that one trains on are too short for a
+model to be told so. Here they are told often.
+
+Of every `every` tokens some are overwritten with a piece of a fact: its beginning (two thirds at most, without what is said last), its end
+(without who it is about), or the beginning of one and the end of another with text in between. Lengths and places stay as they are.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from armt_jax.data.babilong.background import Passages
+
+# Tokens of text between two pieces, at most.
+GAP = 12
+
+
+def shortest_block(facts: Sequence[np.ndarray]) -> int:
+    """Tokens that a piece may take, and so the fewest that `every` may be."""
+    return 2 * max(map(len, facts)) + GAP
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TornPassages(Passages):
+    """Passages with a piece of one of `facts` in every `every` places, drawn from `seed` and the place alone: whatever stretch is read, the
+    same ids stand in it."""
+
+    facts: tuple[np.ndarray, ...] = ()
+    every: int = 0
+    seed: int = 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        out = super().read(start, stop)
+        for block in range(start // self.every, -(-stop // self.every)):
+            for place, ids in self._pieces(block):
+                begin, end = max(place, start), min(place + len(ids), stop)
+                if begin < end:
+                    out[begin - start : end - start] = ids[begin - place : end - place]
+        return out
+
+    def _pieces(self, block: int) -> list[tuple[int, np.ndarray]]:
+        """(place, ids) of what stands in the places [block * every, (block + 1) * every)."""
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, block])))
+        kind, one, other = rng.integers([3, len(self.facts), len(self.facts)])
+        beginning, end = _beginning(rng, self.facts[one]), _end(rng, self.facts[other])
+        gap = int(rng.integers(1, GAP + 1))
+        pieces = [[(0, beginning)], [(0, end)], [(0, beginning), (len(beginning) + gap, end)]][kind]
+        length = pieces[-1][0] + len(pieces[-1][1])
+        first = block * self.every + int(rng.integers(self.every - length + 1))
+        return [(first + at, ids) for at, ids in pieces]
+
+
+def _beginning(rng: np.random.Generator, fact: np.ndarray) -> np.ndarray:
+    """Two thirds at most: not what is said last."""
+    return fact[: int(rng.integers(1, len(fact) - len(fact) // 3 + 1))]
+
+
+def _end(rng: np.random.Generator, fact: np.ndarray) -> np.ndarray:
+    """Two thirds at most: not who it is about. More than the full stop."""
+    return fact[int(rng.integers(max(len(fact) // 3, 1), len(fact) - 1)) :]
+
+
+def torn(passages: Passages, facts: Sequence[np.ndarray], every: int, seed: int) -> TornPassages:
+    fields = {field.name: getattr(passages, field.name) for field in dataclasses.fields(passages)}
+    return TornPassages(**fields, facts=tuple(facts), every=every, seed=seed)
