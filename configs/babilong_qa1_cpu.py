@@ -22,6 +22,9 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
 * Before segments grow, rows of 64 of them: a fact is to be kept while most segments say nothing.
 * A gate that can be shut, and a small cost of writing (ARMT.gate, ARMT.write_cost): what is kept is not worn off by text that says nothing.
   Writing costs nothing in the first stages, where a gate would shut before it was of use.
+* The lower half of the layers keeps no memory (ARMT.first_layer). Facts were kept in the first layer otherwise, whose gates were open at
+  text, too; in the third they are exactly 0 there.
+* In running text there are pieces of facts that are none (torn_every), so that a gate learns to tell.
 * Two memory tokens with beta_max 1, as the newest room is all that is asked for: one write can displace the old one (armt_jax.memory's ARMT
   says by how much), which eight tokens with beta_max 1/4 could not.
 * Up to four questions about each row, as an answer of two tokens in a thousand is little to learn from.
@@ -35,7 +38,7 @@ VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
     "armt": dict(
         name="armt", num_memory_tokens=2, d_mem=32, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
-        gate="hard",
+        gate="hard", first_layer=2,
     ),
     "rmt": dict(name="rmt", num_memory_tokens=8),
     "none": dict(name="none"),
@@ -65,13 +68,13 @@ def get_config(memory: str = "armt") -> ConfigDict:
     costs = dict(memory=dict(write_cost=3e-4)) if memory == "armt" else {}
 
     def single(facts, T, segments, max_facts, batch_size, **more):
-        """A segment for each fact and question."""
+        """A segment for each fact and question. Where nothing is remembered there is nothing to learn in it."""
         question = "apart" if facts == "apart" else "running"
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
-        return dict(task=task, steps=600, batch_size=batch_size, stop_at=0.97, **more)
+        return dict(task=task, steps=100 if memory == "none" else 600, batch_size=batch_size, stop_at=0.97, **more)
 
     def running(T, segments, steps, batch_size, max_facts=None, **more):
-        task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None)
+        task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None, torn_every=256)
         return dict(task=task, steps=steps, batch_size=batch_size, **costs, **more)
 
     c.train = dict(
