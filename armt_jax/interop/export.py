@@ -77,7 +77,7 @@ def check_exportable(config: ModelConfig, format: str) -> None:
     if format == "reference":
         if type(memory) not in (ARMT, RMT):
             raise ValueError(f"--format=reference: the published code has no memory {type(memory).__name__}; it has armt and rmt")
-        published = dict(num_heads=1, key_norm="none", nu=3, beta_max=1.0, gate="sigmoid", read_floor=0.0, first_layer=0)
+        published = dict(num_heads=1, key_norm="none", nu=3, beta_max=1.0, gate="sigmoid", like_writes="add", read_floor=0.0, first_layer=0)
         own = {name: getattr(memory, name) for name in published} if isinstance(memory, ARMT) else published
         if own != published:
             computes, has = (", ".join(f"{name} = {value!r}" for name, value in each.items()) for each in (published, own))

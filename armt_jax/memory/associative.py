@@ -48,6 +48,7 @@ def l2_normalise(x: jax.Array) -> jax.Array:
 
 
 KEY_NORMS = {"none": lambda x: x, "l2": l2_normalise}
+LIKE_WRITES = ("add", "share")
 GATES = ("sigmoid", "hard")
 # The share of the gradient that passes beyond the bounds of a hard gate.
 BEYOND = 0.1
@@ -160,7 +161,10 @@ class AssociativeMemory(LayerMemory):
         beta = self.config.beta_max * gate
         old, weight = self._recall(k, state)
         gamma = self._gamma(k, weight, state)
-        if self.config.gate == "hard":  # what is not written counts for nothing
+        if self.config.like_writes == "share":
+            share = self._share(k, gate)
+            beta, gamma = beta * share, gamma * jax.lax.stop_gradient(gate * share)[..., 0]
+        elif self.config.gate == "hard":  # what is not written counts for nothing
             gamma = jnp.where(gate[..., 0] > 0, gamma, 0.0)
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
@@ -182,6 +186,11 @@ class AssociativeMemory(LayerMemory):
             return jax.nn.sigmoid(x_BxHxMx1)
         cost = jnp.full((x_BxHxMx1.shape[0], 1, 1, 1), self.config.write_cost)
         return hard_gate(x_BxHxMx1, cost if writes_B is None else jnp.where(writes_B[:, None, None, None], cost, 0.0))
+
+    @staticmethod
+    def _share(k_BxHxMxK: jax.Array, gate_BxHxMx1: jax.Array) -> jax.Array:
+        """1 / max(1, sum_j gate_j k_i k_j), [B, H, M, 1]."""
+        return 1 / jnp.maximum(_dot(_dot(k_BxHxMxK, k_BxHxMxK, 3, 3), gate_BxHxMx1, 3, 2), 1.0)
 
     def _gamma(self, k, weight_BxHxM, state) -> jax.Array:
         if not self.config.correction:
@@ -222,6 +231,12 @@ class ARMT(MemoryConfig):
             no mass yet) and later writes add none to it (gamma 0 as n0 >= 1). The read is r = k A / n0, and n like tokens with value v
             add n beta k (v - r)^T to A, so r <- r + (n beta / n0) (v - r): the share replaced is n beta / n0. With as many like tokens
             as at first it is beta: a key's newest value can displace the old one at once only where beta_max is near 1.
+        like_writes: of tokens of one segment with like keys. "add" as published: they count as often as they are (see beta_max). "share":
+            one write is shared among them. With unit keys, token i counts w_i = 1 / max(1, sum_j gate_j k_i k_j) times, in A and, with
+            its gate, in z. Then n like tokens with open gates write what one would; the newest value displaces the old one, however many
+            wrote either; and no number of tokens overshoots at any beta_max: with D = diag(gate_i w_i) and G the products of the keys
+            (not negative, as DPFP's features are not), D G has no eigenvalue above 1 (Collatz and Wielandt's bound at x_i =
+            (gate_i / w_i)^0.5), so long as read_floor is 1 or more. Tokens with keys of their own write as they would alone.
         gate: "sigmoid" as published, or "hard". A sigmoid is never 0, and training does not make it small where nothing is worth writing,
             as long as a write there does no harm within the trained length: it takes a little off what is kept, in every segment. What a
             thousand segments take is what a hard gate keeps (docs/results/babilong.md).
@@ -247,6 +262,7 @@ class ARMT(MemoryConfig):
     correction: bool = True
     key_norm: str = "none"
     beta_max: float = 1.0
+    like_writes: str = "add"
     gate: str = "sigmoid"
     write_cost: float = 0.0
     read_floor: float = 0.0
@@ -263,6 +279,10 @@ class ARMT(MemoryConfig):
         check_memory_tokens(self.num_memory_tokens)
         if self.key_norm not in KEY_NORMS:
             raise ValueError(f"memory.key_norm = {self.key_norm!r} must be one of {tuple(KEY_NORMS)}")
+        if self.like_writes not in LIKE_WRITES:
+            raise ValueError(f"memory.like_writes = {self.like_writes!r} must be one of {LIKE_WRITES}")
+        if self.like_writes == "share" and self.key_norm == "none":
+            raise ValueError("memory.like_writes = 'share' needs memory.key_norm = 'l2': products of keys say which are alike")
         if self.gate not in GATES:
             raise ValueError(f"memory.gate = {self.gate!r} must be one of {GATES}")
         if not (0.0 <= self.write_cost < math.inf):

@@ -166,7 +166,7 @@ MODELS = {
     ),
     "armt-neox-hard": (
         GPTNeoX(**SIZES, max_positions=64),
-        ARMT(3, d_mem=16, key_norm="l2", gate="hard", write_cost=0.1, read_floor=1.0, first_layer=1, value_std=None),
+        ARMT(3, d_mem=16, key_norm="l2", gate="hard", write_cost=0.1, like_writes="share", read_floor=1.0, first_layer=1, value_std=None),
     ),
     "rmt-neox": (GPTNeoX(**SIZES, max_positions=64), RMT(3)),
     "none-gpt2": (GPT2(**SIZES, max_positions=24), MemoryConfig()),

@@ -76,7 +76,8 @@ def test_schedules_and_strategies_agree(harness, case):
 
 def test_a_cost_of_writing_is_counted_once_a_write_under_every_schedule_and_strategy():
     """Also where there are cells outside the grid (diagonals), segments that are dead in a row and layers that write nothing."""
-    system = System("armt-write-cost", GPT2_, ARMT(**SMALL, key_norm="l2", gate="hard", write_cost=0.05, first_layer=1))
+    memory = ARMT(**SMALL, key_norm="l2", like_writes="share", gate="hard", write_cost=0.05, first_layer=1)
+    system = System("armt-write-cost", GPT2_, memory)
     harness = Harness(system)
     tokens, weights, options = everything(system)
     _, state = harness.run(tokens_of(seed=4))

@@ -275,6 +275,7 @@ class AssociativeMemory(nn.Module):
         self.heads, self.nu = memory.get("num_heads", 1), memory["nu"]
         self.unit_keys, self.correction = memory.get("key_norm") == "l2", memory["correction"]
         self.beta_max, self.read_floor = memory.get("beta_max", 1.0), memory.get("read_floor", 0.0)
+        self.share_writes = memory.get("like_writes", "add") == "share"
         self.hard_gate = memory.get("gate", "sigmoid") == "hard"
         self.query = nn.Linear(D, memory["d_mem"], bias=False)
         self.key = nn.Linear(D, memory["d_mem"], bias=False)
@@ -322,7 +323,10 @@ class AssociativeMemory(nn.Module):
                 square = k.pow(2).sum(-1)
                 empty = (z == 0).all(-1, keepdim=True)
                 gamma = torch.where(empty, gamma, ((square - weight) / (square + EPSILON)).clamp(0, 1))
-        if self.hard_gate:
+        if self.share_writes:  # among tokens with like keys
+            share = 1 / (k @ k.transpose(-1, -2) @ gate).clamp(min=1.0)
+            beta, gamma = beta * share, gamma * (gate * share)[..., 0].detach()
+        elif self.hard_gate:
             gamma = torch.where(gate[..., 0] > 0, gamma, torch.zeros_like(gamma))
         with torch.autocast(k.device.type, enabled=False):
             return A + k.transpose(-1, -2) @ (beta * (v - old)), z + (gamma[..., None] * k).sum(-2)
