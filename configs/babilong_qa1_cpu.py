@@ -20,13 +20,14 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
   whose they are, has most answers right.
 * Segments grow: of 32 tokens one fact in five is cut by an end, of 128 one in twenty. Rows grow, too, so that facts rarely share a segment.
 * Before segments grow, rows of 64 of them: a fact is to be kept while most segments say nothing.
+* The lower half of the layers keeps no memory (ARMT.first_layer). Otherwise facts are kept in the first layer, whose gates cannot tell a
+  fact from text.
 * A gate that can be shut, and a small cost of writing (ARMT.gate, ARMT.write_cost): what is kept is not worn off by text that says nothing.
-  Writing costs nothing in the first stages, where a gate would shut before it was of use.
-* The lower half of the layers keeps no memory (ARMT.first_layer). Facts were kept in the first layer otherwise, whose gates were open at
-  text, too; in the third they are exactly 0 there.
-* In running text there are pieces of facts that are none (torn_every), so that a gate learns to tell.
-* Two memory tokens with beta_max 1, as the newest room is all that is asked for: one write can displace the old one (armt_jax.memory's ARMT
-  says by how much), which eight tokens with beta_max 1/4 could not.
+  Writing costs nothing before the last stage: where each fact has a segment, one token is enough, and a cost shuts the others for good.
+* In the last stage there are pieces of facts that are none (torn_every), so that gates learn to tell. Earlier, they keep a model from
+  learning what it is there for.
+* Eight memory tokens that share the writes of one key (ARMT.like_writes): a fact needs one of them, and several facts of a segment need
+  several; and the newest room displaces the old one, however many wrote it.
 * Up to four questions about each row, as an answer of two tokens in a thousand is little to learn from.
 * Stages of few facts are generated even where --config.task.stories names files (and validated on those): the files have 1,800 training
   stories of two facts, which can be learned by heart.
@@ -37,8 +38,8 @@ from ml_collections import ConfigDict, config_dict
 VARIANTS = ("armt", "rmt", "none")
 MEMORIES = {
     "armt": dict(
-        name="armt", num_memory_tokens=2, d_mem=32, key_norm="l2", beta_max=1.0, value_std=None, positions="table", read_floor=1.0,
-        gate="hard", first_layer=2,
+        name="armt", num_memory_tokens=8, d_mem=32, key_norm="l2", like_writes="share", gate="hard", read_floor=1.0, first_layer=2,
+        value_std=None, positions="table",
     ),
     "rmt": dict(name="rmt", num_memory_tokens=8),
     "none": dict(name="none"),
@@ -65,17 +66,13 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    costs = dict(memory=dict(write_cost=3e-4)) if memory == "armt" else {}
-
     def single(facts, T, segments, max_facts, batch_size, **more):
         """A segment for each fact and question. Where nothing is remembered there is nothing to learn in it."""
         question = "apart" if facts == "apart" else "running"
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
         return dict(task=task, steps=100 if memory == "none" else 600, batch_size=batch_size, stop_at=0.97, **more)
 
-    def running(T, segments, steps, batch_size, max_facts=None, **more):
-        task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None, torn_every=256)
-        return dict(task=task, steps=steps, batch_size=batch_size, **costs, **more)
+    cost = {"memory": dict(write_cost=3e-3)} if memory == "armt" else {}
 
     c.train = dict(
         log_every=25, validate_every=50, validation_batches=4, checkpoint_every=200, keep_optimizer=True,
@@ -83,10 +80,13 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
-            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16, **costs), single("alone", 128, (16,), 4, 16, **costs),
-            running(128, (16,), 350, 16, max_facts=4, stop_at=0.93),
+            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16), single("alone", 128, (16,), 4, 16),
+            dict(task=dict(segment_length=128, segments=(8, 16), max_facts=4, generate=True), steps=350, batch_size=16, stop_at=0.93),
             # The learning rate, summed over a cosine of 600 steps, is 0.21, which times the decay gives 0.7.
-            running(128, (16, 32), 600, 8, learning_rate=7e-4, schedule="cosine", weight_decay=3.3, keep_memory=0.8),
+            dict(
+                task=dict(segment_length=128, segments=(16, 32), torn_every=512), steps=600, batch_size=8, learning_rate=7e-4,
+                schedule="cosine", weight_decay=3.3, keep_memory=0.8, **cost,
+            ),
         ],
     )  # fmt: skip
     c.evaluation = dict(batch_size=16, samples=100, schedule="auto")
