@@ -18,12 +18,13 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
 * The first stages have a segment for each fact and each question. Whose room is whose is learned there in 100 steps, and was not in running
   text in thousands: a segment's end cuts facts in two, two facts share a write, and a model that remembers which rooms were said, and not
   whose they are, has most answers right.
+* Then few segments, in which facts must share one.
 * Segments grow: of 32 tokens one fact in five is cut by an end, of 128 one in twenty. Rows grow, too, so that facts rarely share a segment.
 * Before segments grow, rows of 64 of them: a fact is to be kept while most segments say nothing.
 * The lower half of the layers keeps no memory (ARMT.first_layer). Otherwise facts are kept in the first layer, whose gates cannot tell a
   fact from text.
 * A gate that can be shut, and a small cost of writing (ARMT.gate, ARMT.write_cost): what is kept is not worn off by text that says nothing.
-  Writing costs nothing before the last stage: where each fact has a segment, one token is enough, and a cost shuts the others for good.
+  Writing costs nothing in the first stages, where a gate would shut before it was of use. Without a cost all gates stood open in the end.
 * In the last stage there are pieces of facts that are none (torn_every), so that gates learn to tell. Earlier, they keep a model from
   learning what it is there for.
 * Eight memory tokens that share the writes of one key (ARMT.like_writes): a fact needs one of them, and several facts of a segment need
@@ -72,7 +73,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
         return dict(task=task, steps=100 if memory == "none" else 600, batch_size=batch_size, stop_at=0.97, **more)
 
-    cost = {"memory": dict(write_cost=3e-3)} if memory == "armt" else {}
+    cost = {"memory": dict(write_cost=1e-3)} if memory == "armt" else {}
 
     c.train = dict(
         log_every=25, validate_every=50, validation_batches=4, checkpoint_every=200, keep_optimizer=True,
@@ -80,8 +81,11 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
-            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16), single("alone", 128, (16,), 4, 16),
-            dict(task=dict(segment_length=128, segments=(8, 16), max_facts=4, generate=True), steps=350, batch_size=16, stop_at=0.93),
+            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16, **cost), single("alone", 128, (16,), 4, 16, **cost),
+            dict(
+                task=dict(segment_length=128, segments=(2, 4, 8), max_facts=4, generate=True), steps=350, batch_size=32, stop_at=0.93,
+                **cost,
+            ),
             # The learning rate, summed over a cosine of 600 steps, is 0.21, which times the decay gives 0.7.
             dict(
                 task=dict(segment_length=128, segments=(16, 32), torn_every=512), steps=600, batch_size=8, learning_rate=7e-4,

@@ -51,7 +51,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    cost = {"memory": dict(write_cost=3e-3)} if memory == "armt" else {}
+    cost = {"memory": dict(write_cost=1e-3)} if memory == "armt" else {}
 
     def single(facts, T, segments, max_facts, batch_size, **more):
         """A segment for each fact and question."""
@@ -61,7 +61,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
 
     def running(T, segments, steps, batch_size, max_facts=None, torn_every=None, **more):
         task = dict(segment_length=T, segments=segments, max_facts=max_facts, generate=max_facts is not None, torn_every=torn_every)
-        return dict(task=task, steps=steps, batch_size=batch_size, **more)
+        return dict(task=task, steps=steps, batch_size=batch_size, **cost, **more)
 
     c.train = dict(
         log_every=50, validate_every=50, validation_batches=2, checkpoint_every=500, keep_optimizer=True, data_workers=12,
@@ -69,12 +69,12 @@ def get_config(memory: str = "armt") -> ConfigDict:
         optimizer=dict(learning_rate=7e-4, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
             single("apart", 8, (6,), 2, 128), single("apart", 16, (8,), 4, 128),
-            single("alone", 64, (8,), 4, 128), single("alone", 64, (64,), 4, 64),
+            single("alone", 64, (8,), 4, 128), single("alone", 64, (64,), 4, 64, **cost),
             running(64, (8,), 1500, 128, max_facts=4, stop_at=0.88),
             running(512, (8,), 700, 64, stop_at=0.97),
             # The learning rate, summed over a cosine of 600 steps, is 0.12, which times the decay gives 0.7.
             running(
-                512, (8, 32), 600, 32, torn_every=1024, learning_rate=4e-4, schedule="cosine", weight_decay=5.8, keep_memory=0.8, **cost
+                512, (8, 32), 600, 32, torn_every=1024, learning_rate=4e-4, schedule="cosine", weight_decay=5.8, keep_memory=0.8
             ),
         ],
     )  # fmt: skip

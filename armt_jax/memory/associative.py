@@ -58,10 +58,16 @@ BEYOND = 0.1
 def hard_gate(x: jax.Array, cost: jax.Array) -> jax.Array:
     """clip(1/2 + x / 6, 0, 1), with the gradient of the loss plus sum(cost * gate).
 
-    At a gate that is shut, or open altogether, a tenth of that gradient passes: a shut one opens again where, on the whole, the loss would
-    gain more by it than the cost, and moves on from the bound where it would not. With none, a gate once shut for all inputs stays so.
+    At a gate that is shut, or open altogether, a tenth of that gradient passes: a shut one opens again where the loss would gain by it.
+    With none, a gate once shut for all inputs stays so.
     """
     return jnp.clip(0.5 + x / 6, 0.0, 1.0)
+
+
+def largest(gate_BxHxMx1: jax.Array) -> jax.Array:
+    """Shares of 1 for the tokens whose gate is the largest of its segment, 0 for the others; 0 for all where all are shut."""
+    first = (gate_BxHxMx1 == jnp.max(gate_BxHxMx1, axis=2, keepdims=True)) & (gate_BxHxMx1 > 0)
+    return first / jnp.maximum(jnp.sum(first, axis=2, keepdims=True), 1)
 
 
 def _hard_gate_backward(residual, d_gate):
@@ -184,7 +190,10 @@ class AssociativeMemory(LayerMemory):
         """From 0 to 1. Rows that write nothing have no cost."""
         if self.config.gate == "sigmoid":
             return jax.nn.sigmoid(x_BxHxMx1)
-        cost = jnp.full((x_BxHxMx1.shape[0], 1, 1, 1), self.config.write_cost)
+        free = jnp.zeros_like(x_BxHxMx1)
+        if not self.config.write_cost:
+            return hard_gate(x_BxHxMx1, free)
+        cost = self.config.write_cost * largest(hard_gate(x_BxHxMx1, free))
         return hard_gate(x_BxHxMx1, cost if writes_B is None else jnp.where(writes_B[:, None, None, None], cost, 0.0))
 
     @staticmethod
@@ -240,10 +249,11 @@ class ARMT(MemoryConfig):
         gate: "sigmoid" as published, or "hard". A sigmoid is never 0, and training does not make it small where nothing is worth writing,
             as long as a write there does no harm within the trained length: it takes a little off what is kept, in every segment. What a
             thousand segments take is what a hard gate keeps (docs/results/babilong.md).
-        write_cost: what shuts the gates: the gradient is that of the summed loss (nats) plus write_cost times the sum of all gates (of
-            every row, layer, head, segment and memory token). The loss that is reported is without it. A shut gate opens again where the
-            loss would gain more by it (`hard_gate`). Wants gate "hard", as a sigmoid only becomes small. A stage may set it for itself:
-            from the first step on it shuts gates before they are of use.
+        write_cost: what shuts the gates: the gradient is that of the summed loss (nats) plus write_cost for every segment in which a row,
+            layer and head writes, times the largest gate of its tokens. (Of all their gates, it would shut all tokens but one for good
+            while one is enough.) The loss that is reported is without it. A shut gate opens again where the loss would gain by it
+            (`hard_gate`). Wants gate "hard", as a sigmoid only becomes small. A stage may set it for itself: from the first step on it
+            shuts gates before they are of use.
         read_floor: smallest divisor of a read; 0 as published. q z is what of the query's features was ever written: with unit keys 1 and
             more at a key that was written, near 0 where the query has little in common with all of them. The published read divides by
             that little, so what says least is read loudest: on text, where every word asks, it is noise, and its gradient now and then
