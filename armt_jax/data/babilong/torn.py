@@ -3,8 +3,8 @@
     Mary went | it was a dark and | to the garden. | stormy night, | John moved to and the rain the kitchen.
 
 Books name the same people and rooms now and then: of 41 of them one segment of 512 tokens in 140 had both, so 50 million tokens have
-hundreds of them, and a memory that writes wherever a name meets a room has lost the facts by then. Rows that one trains on are too short for a
-model to be told so. Here they are told often.
+hundreds of them, and a memory that writes wherever a name meets a room has lost the facts by then. Rows that one trains on are too
+short for a model to be told so. Here they are told often.
 
 Of every `every` tokens some are overwritten with a piece of a fact: its beginning (two thirds at most, without what is said last), its end
 (without who it is about), or the beginning of one and the end of another with text in between. Lengths and places stay as they are.
