@@ -55,13 +55,13 @@ BEYOND = 0.1
 
 
 @jax.custom_vjp
-def hard_gate(x: jax.Array, cost: jax.Array) -> jax.Array:
-    """clip(1/2 + x / 6, 0, 1), with the gradient of the loss plus sum(cost * gate).
+def hard_gate(x_BxHxMx1: jax.Array, cost_Bx1x1x1: jax.Array) -> jax.Array:
+    """clip(1/2 + x / 6, 0, 1), with the gradient of the loss plus cost times the largest gate of a segment's tokens.
 
     At a gate that is shut, or open altogether, a tenth of that gradient passes: a shut one opens again where the loss would gain by it.
     With none, a gate once shut for all inputs stays so.
     """
-    return jnp.clip(0.5 + x / 6, 0.0, 1.0)
+    return jnp.clip(0.5 + x_BxHxMx1 / 6, 0.0, 1.0)
 
 
 def largest(gate_BxHxMx1: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def largest(gate_BxHxMx1: jax.Array) -> jax.Array:
 
 def _hard_gate_backward(residual, d_gate):
     x, cost = residual
-    return (d_gate + cost) / 6 * jnp.where(jnp.abs(x) < 3, 1.0, BEYOND), jnp.zeros_like(cost)
+    return (d_gate + cost * largest(hard_gate(x, cost))) / 6 * jnp.where(jnp.abs(x) < 3, 1.0, BEYOND), jnp.zeros_like(cost)
 
 
 hard_gate.defvjp(lambda x, cost: (hard_gate(x, cost), (x, cost)), _hard_gate_backward)
@@ -190,10 +190,7 @@ class AssociativeMemory(LayerMemory):
         """From 0 to 1. Rows that write nothing have no cost."""
         if self.config.gate == "sigmoid":
             return jax.nn.sigmoid(x_BxHxMx1)
-        free = jnp.zeros_like(x_BxHxMx1)
-        if not self.config.write_cost:
-            return hard_gate(x_BxHxMx1, free)
-        cost = self.config.write_cost * largest(hard_gate(x_BxHxMx1, free))
+        cost = jnp.full((x_BxHxMx1.shape[0], 1, 1, 1), self.config.write_cost)
         return hard_gate(x_BxHxMx1, cost if writes_B is None else jnp.where(writes_B[:, None, None, None], cost, 0.0))
 
     @staticmethod

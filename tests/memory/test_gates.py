@@ -120,13 +120,13 @@ def test_open_gates_share_the_cost_and_shut_ones_have_none():
     np.testing.assert_array_equal(shares, [[0, 0.5, 0.5, 0], [0.25, 0.25, 0.25, 0.25], [0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("x, share", [(-4.0, 0.1), (4.0, 0.1), (-2.9, 1.0), (0.0, 1.0)])
-def test_beyond_its_bounds_a_gate_still_hears_of_a_tenth(x, share):
-    """So a shut one opens where the loss gains more than the cost, and one that is open shuts where it does not."""
+@pytest.mark.parametrize("x, share, costs", [(-4.0, 0.1, 0), (4.0, 0.1, 1), (-2.9, 1.0, 1), (0.0, 1.0, 1)])
+def test_beyond_its_bounds_a_gate_still_hears_of_a_tenth(x, share, costs):
+    """So a shut one, which costs nothing, opens where the loss gains by it; an open one shuts where it gains less than the cost."""
     for slope, cost in ((-2.0, 0.5), (-0.3, 0.5), (1.0, 0.0)):
-        gate, pull = jax.vjp(associative.hard_gate, jnp.array([x]), jnp.array([cost]))
-        np.testing.assert_allclose(gate, np.clip(0.5 + x / 6, 0, 1), rtol=1e-5)
-        np.testing.assert_allclose(pull(jnp.array([slope]))[0], [share * (slope + cost) / 6], rtol=1e-6)
+        gate, pull = jax.vjp(associative.hard_gate, jnp.full((1, 1, 1, 1), x), jnp.full((1, 1, 1, 1), cost))
+        np.testing.assert_allclose(gate[0, 0, 0], np.clip(0.5 + x / 6, 0, 1), rtol=1e-5)
+        np.testing.assert_allclose(pull(jnp.full((1, 1, 1, 1), slope))[0][0, 0, 0], [share * (slope + costs * cost) / 6], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
