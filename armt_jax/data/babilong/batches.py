@@ -3,7 +3,7 @@
     context ... context  Where is Mary?  office <end>        question="running": as published; a segment ends wherever it ends
     context ... <pad>  |  Where is Mary?  office <end>       question="apart": the question opens a segment of its own
 
-With facts="apart" or "alone" every fact and every question has one (apart.py).
+With facts="apart", "alone" or "whole" every question has one, and no fact is cut by a segment's end (apart.py).
 
 Stories of "validation" never occur in training (stories.py), and its passages are of other text (books.py). Exact match is teacher forced:
 an answer counts when the likeliest token is the right one at each of its places, the end token included. That is when greedy decoding
@@ -18,7 +18,7 @@ import numpy as np
 
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
-from armt_jax.data.babilong.apart import anywhere, fits, lay_apart, opening
+from armt_jax.data.babilong import apart
 from armt_jax.data.babilong.background import Background, BackgroundConfig, Passages
 from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
@@ -29,7 +29,7 @@ from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
 
 QUESTIONS = ("running", "apart")
-FACTS = ("running", "alone", "apart")
+FACTS = ("running", *apart.FACTS)
 # Stories that are tried for a row; of every published task some fit two segments of 64 tokens.
 _ATTEMPTS = 200
 _WORD = 2**32
@@ -50,12 +50,13 @@ class BabilongBatches(BatchSource):
             stories (1,800 of two facts), and a model that is slow to use its memory learns those by heart before.
         segments: of a row, or a tuple of which one entry is drawn a step. segment_length: tokens in a segment.
         question: "running" or "apart", see above. (An evaluation takes it from here; its facts stand in running text.)
-        facts: "running"; "apart": each opens a segment; "alone": each stands anywhere in a segment of its own. In the latter two every
-            question has a segment of its own, too, anywhere in it where questions are "running".
+        facts: "running"; "apart": each opens a segment; "alone": each stands anywhere in a segment of its own; "whole": they stand
+            anywhere, and share segments as in running text, but no segment's end cuts one. In the latter three every question has a
+            segment of its own, anywhere in it where questions are "running".
         questions: asked about each row at most, one behind the answer of the other. More than one, for more signal, of qa1 alone: about
             different people of the same story, so a story of few people has fewer. Where nearly all people are asked about, the last answer
-            is the room that is left over, and remembering which rooms were said is enough. Where facts are apart or alone there are always
-            so many, about people drawn anew.
+            is the room that is left over, and remembering which rooms were said is enough. Where facts do not run there are always so many,
+            about people drawn anew.
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
@@ -184,13 +185,14 @@ class BabilongBatches(BatchSource):
             facts = [self.codec.fact(fact) for fact in story.facts]
             asked = [story, *(_about(story, rng.choice(_people(story))) for _ in range(self.questions - 1))]
             questions = [(self.codec.question(self.task, one.question), self.codec.answer(one.question, one.answer)) for one in asked]
-            if fits(facts, questions, size, T):
-                places = (opening if where == "apart" else anywhere for where in (self.facts, self.question))
-                passages = self._passages(rng, self.opened().split(split), facts, split)
-                return lay_apart(rng, passages, facts, questions, size, T, *places)
+            passages = self._passages(rng, self.opened().split(split), facts, split)
+            row = apart.lay_apart(rng, passages, facts, questions, size, T, (self.facts, self.question))
+            if row is not None:
+                return row
         raise DataError(
-            f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each fact and question "
-            f"(the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower max_facts"
+            f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each question and facts "
+            f"{self.facts!r} (the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower "
+            "max_facts"
         )
 
     def _running(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

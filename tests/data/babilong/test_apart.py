@@ -1,4 +1,4 @@
-"""Rows of facts and questions with a segment each, against the stories they are made of."""
+"""Rows whose facts stand whole in segments of their own or share them, against the stories they are made of."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story
-from armt_jax.data.babilong import BabilongBatches
+from armt_jax.data.babilong import BabilongBatches, apart
 from armt_jax.data.errors import DataError
 
 T, SEGMENTS, ASKED = 64, 9, 3
@@ -85,6 +85,36 @@ def test_alone_a_fact_stands_anywhere_in_a_segment_and_so_does_a_running_questio
     assert len(begins) > 10 and (asked_at == {0} if question == "apart" else len(asked_at) > 10)
 
 
+@pytest.mark.parametrize("segments", [ASKED + 2, ASKED + 6])
+def test_whole_facts_share_segments_in_order_and_none_is_cut(source, segments):
+    source = dataclasses.replace(source, facts="whole", question="running", segments=segments, max_facts=4, segment_length=96)
+    batch, shared, begins = source.batch(5, 0, 40), 0, set()
+    for row in range(40):
+        ids, answers, told = batch.tokens_BxN[row].reshape(segments, -1), batch.answers_BxN[row].reshape(segments, -1), []
+        for number in range(segments - ASKED):
+            text = bytes(ids[number].astype(np.uint8)).decode()
+            found = list(FACT.finditer(text))
+            assert not answers[number].any() and not any(name in FACT.sub("", text) for name in ("Mary", "John", "Sandra", "Daniel"))
+            told += [match.group().strip() for match in found]
+            shared += len(found) > 1
+            begins |= {match.start() for match in found}
+        assert 1 <= len(told) <= 4
+        for number in range(segments - ASKED, segments):
+            text = bytes(int(i) for i in ids[number][batch.valid_BxN[row].reshape(segments, -1)[number]] if i < 256).decode()
+            (asked,) = re.finditer(r" (Where is \w+\?) (\w+)$", text)
+            assert asked[2] == solve(Story("qa1", tuple(told), asked[1], "", (0,)))
+    assert shared > 10 and len(begins) > 20
+
+
+def test_whole_facts_share_as_gaps_in_running_text_are_drawn():
+    """Chi-square over the segments of three facts: drawn with replacement, and sorted."""
+    rng = np.random.default_rng(0)
+    drawn = np.array([apart.shared_segments(rng, [5, 5, 5], 3, 64) for _ in range(5400)])
+    cells, counts = np.unique(drawn, axis=0, return_counts=True)
+    expected = np.array([5400 / 27 * {1: 1, 2: 3, 3: 6}[len(set(cell))] for cell in cells.tolist()])
+    assert len(cells) == 10 and ((counts - expected) ** 2 / expected).sum() < 23.6, "9 degrees of freedom, p = 0.005"
+
+
 def test_the_loss_is_on_answers_and_text_behind_padding_is_not_predicted(source):
     batch = source.batch(5, 0, 8)
     np.testing.assert_array_equal(batch.weights_BxN > 0, batch.answers_BxN > 0)
@@ -104,7 +134,10 @@ def test_rows_depend_on_seed_step_and_number_alone(source):
 
 
 def test_what_does_not_fit_is_refused(source):
-    with pytest.raises(DataError, match="facts='aside' is unknown: use 'running' or 'alone' or 'apart'"):
+    with pytest.raises(DataError, match="facts='aside' is unknown: use 'running' or 'apart' or 'alone' or 'whole'"):
         dataclasses.replace(source, facts="aside")
-    with pytest.raises(DataError, match="none of .* fits a row of 4 segments of 64 tokens with one for each fact and question"):
+    with pytest.raises(DataError, match="none of .* fits a row of 4 segments of 64 tokens with one for each question and facts 'apart'"):
         dataclasses.replace(source, segments=4).batch(0, 0, 2)
+    assert dataclasses.replace(source, segments=4, facts="whole", max_facts=2).batch(0, 0, 2).valid_BxN.any()
+    with pytest.raises(DataError, match="segments of 24 tokens with one for each question and facts 'whole'"):
+        dataclasses.replace(source, facts="whole", segment_length=24).batch(0, 0, 2)
