@@ -19,8 +19,10 @@ import numpy as np
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
 from armt_jax.data.babilong import apart
+from armt_jax.data.babilong.asides import asides
 from armt_jax.data.babilong.background import Background, BackgroundConfig, Passages
 from armt_jax.data.babilong.samples import BabilongSamples
+from armt_jax.data.babilong.scoring import LABELS
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
 from armt_jax.data.babilong.torn import shortest_block, torn
@@ -57,6 +59,8 @@ class BabilongBatches(BatchSource):
             different people of the same story, so a story of few people has fewer. Where nearly all people are asked about, the last answer
             is the room that is left over, and remembering which rooms were said is enough. Where facts do not run there are always so many,
             about people drawn anew.
+        asked_every: in training on running text, one further question in every so many tokens of the context, about people heard of before,
+            that the text does not answer: the first id that tells answers apart is to be predicted behind it (asides.py). Of qa1 alone.
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
@@ -78,6 +82,7 @@ class BabilongBatches(BatchSource):
     question: str = "running"
     facts: str = "running"
     questions: int = 1
+    asked_every: int | None = None
     margin: int | None = None
     text_weight: float = 0.0
     torn_every: int | None = None
@@ -95,8 +100,13 @@ class BabilongBatches(BatchSource):
             raise DataError(f"question={self.question!r} is unknown: use {' or '.join(map(repr, QUESTIONS))}")
         if self.facts not in FACTS:
             raise DataError(f"facts={self.facts!r} is unknown: use {' or '.join(map(repr, FACTS))}")
-        if self.questions > 1 and self.task != "qa1":
-            raise DataError(f"questions={self.questions} is for task='qa1', whose further questions can be made up, not for {self.task!r}")
+        if self.asked_every is not None:
+            require_int("asked_every", self.asked_every, 1)
+            if self.facts != "running":
+                raise DataError(f"asked_every={self.asked_every} is for facts='running', not for {self.facts!r}: set it to None")
+        for name, made_up in (("questions", self.questions > 1), ("asked_every", self.asked_every is not None)):
+            if made_up and self.task != "qa1":
+                raise DataError(f"{name}={getattr(self, name)} is for task='qa1', whose questions can be made up, not for {self.task!r}")
         if self.margin is not None:
             require_int("margin", self.margin, 0, self.segment_length - 1)
         if self.torn_every is not None:
@@ -170,16 +180,18 @@ class BabilongBatches(BatchSource):
     def _row(self, seed: int, split: str, step: int, number: int, size: int) -> tuple[np.ndarray, ...]:
         """(tokens, targets, weights, answers, valid) of one row."""
         rng = self._random(seed, split, step, number % _WORD, 1)
-        ids, group, real = (self._running if self.facts == "running" else self._apart)(rng, seed, split, number, size)
-        weight = np.where(group > 0, np.float32(1), np.float32(self.text_weight)) * real
+        ids, group, real, aside = (self._running if self.facts == "running" else self._apart)(rng, seed, split, number, size)
+        weight = np.where((group > 0) | (aside >= 0), np.float32(1), np.float32(self.text_weight)) * real
         weight[0] = 0
         weight[1:] *= real[:-1]  # behind padding nothing real stands before it
         N, end = self.row_length(size), int(np.flatnonzero(real)[-1]) + 1
         valid = real[:-1] & (np.arange(N) < end - 1)  # the last id is predicted, not read
-        return ids[:-1] * valid, ids[1:], weight[1:].astype(np.float32), group[1:], valid
+        targets = np.where(aside >= 0, aside, ids)
+        return ids[:-1] * valid, targets[1:], weight[1:].astype(np.float32), group[1:], valid
 
-    def _apart(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(ids, groups, real) of a row, with one id more than the row reads: the last one is only predicted."""
+    def _apart(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, ...]:
+        """(ids, groups, real, asides) of a row, with one id more than the row reads: the last one is only predicted. Asides: what is to be
+        predicted in place of the row's own id, or -1."""
         T = self.segment_length
         for _, story in self._tried(rng, seed, split, number):
             facts = [self.codec.fact(fact) for fact in story.facts]
@@ -188,14 +200,14 @@ class BabilongBatches(BatchSource):
             passages = self._passages(rng, self.opened().split(split), facts, split)
             row = apart.lay_apart(rng, passages, facts, questions, size, T, (self.facts, self.question))
             if row is not None:
-                return row
+                return *row, np.full(size * T + 1, -1, np.int32)
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each question and facts "
             f"{self.facts!r} (the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower "
             "max_facts"
         )
 
-    def _running(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _running(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, ...]:
         """As `_apart`."""
         index, story, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
         context_length = self._context_length(rng, size, len(tail_ids), shortest)
@@ -204,11 +216,28 @@ class BabilongBatches(BatchSource):
         context = dataclasses.replace(sample, passages=self._passages(rng, sample.passages, sample.facts_ids, split)).context()
         T, N = self.segment_length, self.row_length(size)
         begin = context_length if self.question == "running" else -(-context_length // T) * T
-        ids, group, real = np.zeros(N + 1, np.int32), np.zeros(N + 1, np.int32), np.zeros(N + 1, bool)
+        ids, group, real, aside = (np.full(N + 1, fill, kind) for fill, kind in ((0, np.int32), (0, np.int32), (0, bool), (-1, np.int32)))
         ids[:context_length], real[:context_length] = context, True
         behind = slice(begin, begin + len(tail_ids))
         ids[behind], group[behind], real[behind] = tail_ids, groups, True
-        return ids, group, real
+        if self.asked_every is not None and split == "train":
+            begins = sample.fact_positions_F.tolist()
+            spans = [(begin, begin + len(fact)) for begin, fact in zip(begins, sample.facts_ids, strict=True)]
+            ask = lambda rng, known: self._aside(rng, story, known)
+            for place, question_ids, wanted in asides(rng, spans, context_length, self.asked_every, ask):
+                end = place + len(question_ids)
+                ids[place:end], aside[end] = question_ids, wanted
+        return ids, group, real, aside
+
+    def _aside(self, rng, story: Story, known: int) -> tuple[np.ndarray, int]:
+        """(ids of a question about somebody in the first `known` facts, and of what all answers begin with; the answer's next id)."""
+        told = dataclasses.replace(story, facts=story.facts[:known])
+        asked = _about(told, rng.choice(_people(told)))
+        answer, *others = (self.codec.answer(asked.question, said) for said in (asked.answer, *LABELS[self.task]))
+        shared = 0
+        while all(other[shared] == answer[shared] for other in others):
+            shared += 1
+        return np.concatenate([self.codec.question(self.task, asked.question), answer[:shared]]), int(answer[shared])
 
     def _passages(self, rng, passages: Passages, facts: Sequence[np.ndarray], split: str) -> Passages:
         """The text around these facts."""
