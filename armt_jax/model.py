@@ -187,19 +187,23 @@ class MemoryTransformer(nnx.Module):
         *,
         valid_BxN: jax.Array | None = None,
         reset_BxS: jax.Array | None = None,
+        peek_BxS: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, GridState]:
         """Logits [B, N, V] float32 and the memory state after the row.
 
         Args:
             tokens_BxN: int ids. valid_BxN: bool, False at padding. reset_BxS: bool, rows whose memory is emptied before a segment.
+            peek_BxS: bool, rows whose segment is read and leaves the memory as it was.
             state: from `init_state` or an earlier call. key: turns dropout on (training); one key, or one
                 for each row [B].
 
         Raises:
             ValueError: an empty row, ids outside the vocabulary, a state of another batch, shape or dtype.
         """
-        hidden_SxBxTxD, state, _ = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, key=key)
+        hidden_SxBxTxD, state, _ = self.hidden(
+            tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, peek_BxS=peek_BxS, key=key
+        )  # fmt: skip
         hidden = segments.join(hidden_SxBxTxD, tokens_BxN.shape[1], self.config.recurrence.align)
         return self.logits(hidden), state
 
@@ -224,19 +228,20 @@ class MemoryTransformer(nnx.Module):
         """[..., D] after the final norm -> [..., V], float32 (log-probabilities where the head is an adaptive softmax)."""
         return self.head.logits(hidden, self.embed)
 
-    def hidden(self, tokens_BxN, state=None, *, valid_BxN=None, reset_BxS=None, key=None):
+    def hidden(self, tokens_BxN, state=None, *, valid_BxN=None, reset_BxS=None, peek_BxS=None, key=None):
         """Runs the grid. Returns (hidden [S, B, T, D] after the final norm, state, mask of real tokens [S, B, T] or None)."""
         check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         B, N = tokens_BxN.shape
         recurrence = self.config.recurrence
         check_shape("valid", valid_BxN, (B, N))
-        check_shape("reset", reset_BxS, (B, segments.num_segments(N, recurrence.segment_length)))
+        for name, given in (("reset", reset_BxS), ("peek", peek_BxS)):
+            check_shape(name, given, (B, segments.num_segments(N, recurrence.segment_length)))
         state = self.init_state(B) if state is None else self._checked(state, B)
         cell_def, layers = self.stacked_layers()
         layout = self.config.memory.layout(self.config.backbone)
         frames, valid = segments.frames(
             batch=B, length=N, segment_length=recurrence.segment_length, layout=layout, align=recurrence.align, valid_BxN=valid_BxN,
-            reset_BxS=reset_BxS, bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
+            reset_BxS=reset_BxS, peek_BxS=peek_BxS, bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
         )  # fmt: skip
         enter, leave, around = self._around(layout, B)
         grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave)
@@ -292,7 +297,9 @@ class MemoryTransformer(nnx.Module):
                 )
         return state
 
-    def losses(self, tokens_BxN, targets_BxN, weights_BxN, state=None, *, valid_BxN=None, reset_BxS=None, key=None) -> Losses:
+    def losses(
+        self, tokens_BxN, targets_BxN, weights_BxN, state=None, *, valid_BxN=None, reset_BxS=None, peek_BxS=None, key=None
+    ) -> Losses:
         """Weighted cross-entropy of the targets, computed per segment so that logits never exist for a whole row (an adaptive softmax cuts
         by rows of its own, and computes a tail cluster for the tokens that are there).
 
@@ -307,7 +314,9 @@ class MemoryTransformer(nnx.Module):
             check_shape(name, given, tokens_BxN.shape)
         check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         check_targets(targets_BxN, weights_BxN, self.config.backbone.vocab_size)
-        hidden, state, valid = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, key=key)
+        hidden, state, valid = self.hidden(
+            tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, peek_BxS=peek_BxS, key=key
+        )  # fmt: skip
         targets, weights = (segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN))
         weights = weights.astype(jnp.float32) if valid is None else weights * valid
 

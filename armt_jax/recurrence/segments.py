@@ -16,7 +16,7 @@ class Frame(NamedTuple):
 
     Attributes:
         valid_BxT: True at real tokens and memory tokens.
-        live_B: rows with at least one real token; the others write nothing.
+        live_B: rows with at least one real token whose segment is no peek; the others write nothing.
         reset_B: rows whose state becomes fresh before this segment.
         detach: [] True where no gradient flows into the incoming state.
         keys_B: PRNG key of each row in this segment.
@@ -64,6 +64,7 @@ def frames(
     align: str = "left",
     valid_BxN: jax.Array | None = None,
     reset_BxS: jax.Array | None = None,
+    peek_BxS: jax.Array | None = None,
     bptt_segments: int | None = None,
     keys_B: jax.Array | None = None,
 ) -> tuple[Frame, jax.Array | None]:
@@ -81,12 +82,20 @@ def frames(
         valid = split(given, segment_length, align)
     frame = Frame(
         valid_BxT=None if valid is None else jax.vmap(layout.wrap_valid)(valid),
-        live_B=None if valid_BxN is None else jnp.any(valid, axis=-1),
+        live_B=_live(None if valid_BxN is None else valid, peek_BxS),
         reset_B=None if reset_BxS is None else jnp.swapaxes(reset_BxS, 0, 1),
         detach=None if bptt_segments is None or bptt_segments >= S else _cuts(S, bptt_segments),
         keys_B=None if keys_B is None else jax.vmap(lambda s: fold_keys(keys_B, s))(jnp.arange(S)),
     )
     return frame, valid
+
+
+def _live(valid_SxBxT: jax.Array | None, peek_BxS: jax.Array | None) -> jax.Array | None:
+    real = None if valid_SxBxT is None else jnp.any(valid_SxBxT, axis=-1)
+    if peek_BxS is None:
+        return real
+    kept = ~jnp.swapaxes(peek_BxS, 0, 1)
+    return kept if real is None else real & kept
 
 
 def _cuts(S: int, every: int) -> jax.Array:

@@ -32,6 +32,7 @@ class Batch:
                   An answer is an exact match when every position of its group is predicted right.
     valid_BxN     bool, or None when nothing is padded. Padding is at the right end of a row, or of a segment.
     reset_BxS     bool, or None when no memory is emptied on the way. The row's memory is emptied before segment s.
+    peek_BxS      bool, or None when all is kept. Segment s is read, and leaves the row's memory as it was.
     """
 
     tokens_BxN: np.ndarray | jax.Array
@@ -40,6 +41,7 @@ class Batch:
     answers_BxN: np.ndarray | jax.Array
     valid_BxN: np.ndarray | jax.Array | None = None
     reset_BxS: np.ndarray | jax.Array | None = None
+    peek_BxS: np.ndarray | jax.Array | None = None
 
 
 class BatchSource(abc.ABC):

@@ -99,7 +99,7 @@ def _loss(graphdef, num_answers: int, params, carried: Carried | None, batch: Ba
     model = nnx.merge(graphdef, params)
     out = model.losses(
         batch.tokens_BxN, batch.targets_BxN, batch.weights_BxN, begin(model, carried), valid_BxN=batch.valid_BxN,
-        reset_BxS=batch.reset_BxS, key=keys_B,
+        reset_BxS=batch.reset_BxS, peek_BxS=batch.peek_BxS, key=keys_B,
     )  # fmt: skip
     right, answers = exact_match(out.correct_BxN, batch.answers_BxN, num_answers)
     return out.loss_S.sum(), (Sums(out.loss_S, out.weight_S.sum(), right, answers), end(carried, out.state))

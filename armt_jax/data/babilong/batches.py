@@ -19,10 +19,9 @@ import numpy as np
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
 from armt_jax.data.babilong import apart
-from armt_jax.data.babilong.asides import asides
 from armt_jax.data.babilong.background import Background, BackgroundConfig, Passages
+from armt_jax.data.babilong.peeks import draw_peek, insert_peeks
 from armt_jax.data.babilong.samples import BabilongSamples
-from armt_jax.data.babilong.scoring import LABELS
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
 from armt_jax.data.babilong.torn import shortest_block, torn
@@ -59,8 +58,8 @@ class BabilongBatches(BatchSource):
             different people of the same story, so a story of few people has fewer. Where nearly all people are asked about, the last answer
             is the room that is left over, and remembering which rooms were said is enough. Where facts do not run there are always so many,
             about people drawn anew.
-        asked_every: in training on running text, one further question in every so many tokens of the context, about people heard of before,
-            that the text does not answer: the first id that tells answers apart is to be predicted behind it (asides.py). Of qa1 alone.
+        peeks: further segments of a training row on running text, which ask so many questions each on the way and of which the memory keeps
+            nothing (peeks.py). They are not among `segments`. Of qa1 alone.
         margin: context and question end so many tokens before the last segment does. None: anywhere in it. (Published: the context alone
             ends 20 tokens before it.)
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
@@ -82,7 +81,7 @@ class BabilongBatches(BatchSource):
     question: str = "running"
     facts: str = "running"
     questions: int = 1
-    asked_every: int | None = None
+    peeks: int = 0
     margin: int | None = None
     text_weight: float = 0.0
     torn_every: int | None = None
@@ -100,11 +99,10 @@ class BabilongBatches(BatchSource):
             raise DataError(f"question={self.question!r} is unknown: use {' or '.join(map(repr, QUESTIONS))}")
         if self.facts not in FACTS:
             raise DataError(f"facts={self.facts!r} is unknown: use {' or '.join(map(repr, FACTS))}")
-        if self.asked_every is not None:
-            require_int("asked_every", self.asked_every, 1)
-            if self.facts != "running":
-                raise DataError(f"asked_every={self.asked_every} is for facts='running', not for {self.facts!r}: set it to None")
-        for name, made_up in (("questions", self.questions > 1), ("asked_every", self.asked_every is not None)):
+        require_int("peeks", self.peeks, 0)
+        if self.peeks and self.facts != "running":
+            raise DataError(f"peeks={self.peeks} is for facts='running', not for {self.facts!r}: set it to 0")
+        for name, made_up in (("questions", self.questions > 1), ("peeks", self.peeks > 0)):
             if made_up and self.task != "qa1":
                 raise DataError(f"{name}={getattr(self, name)} is for task='qa1', whose questions can be made up, not for {self.task!r}")
         if self.margin is not None:
@@ -149,7 +147,7 @@ class BabilongBatches(BatchSource):
 
     @property
     def num_answers(self) -> int:
-        return self.questions
+        return self.questions * (1 + self.peeks)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -171,27 +169,36 @@ class BabilongBatches(BatchSource):
         size = self.sizes[int(draw.integers(len(self.sizes)))] if len(self.sizes) > 1 else self.sizes[0]
         numbers = range(batch_size)[slice(None) if rows is None else rows]
         made = [self._row(seed, split, step, step * batch_size + number, size) for number in numbers]
-        return Batch(*(np.stack(leaves) for leaves in zip(*made, strict=True)))
+        return Batch(**{name: np.stack([row[name] for row in made]) for name in made[0]})
 
     def _random(self, *key: int | str) -> np.random.Generator:
         words = [SPLIT_IDS[word] if isinstance(word, str) else word for word in key]
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
-    def _row(self, seed: int, split: str, step: int, number: int, size: int) -> tuple[np.ndarray, ...]:
-        """(tokens, targets, weights, answers, valid) of one row."""
+    def _row(self, seed: int, split: str, step: int, number: int, size: int) -> dict[str, np.ndarray]:
+        """Fields of Batch, of one row."""
         rng = self._random(seed, split, step, number % _WORD, 1)
-        ids, group, real, aside = (self._running if self.facts == "running" else self._apart)(rng, seed, split, number, size)
-        weight = np.where((group > 0) | (aside >= 0), np.float32(1), np.float32(self.text_weight)) * real
+        more = {}
+        if self.facts == "running":
+            ids, group, real, peek_S = self._running(rng, seed, split, number, size)
+            # A peek's text is read again, and no part of it is what comes before the text behind it.
+            text = ~np.append(np.repeat(peek_S, self.segment_length), False)
+            text[1:] &= text[:-1]
+            if self.peeks and split == "train":
+                more["peek_BxS"] = peek_S
+        else:
+            ids, group, real = self._apart(rng, seed, split, number, size)
+            text = np.ones(len(ids), bool)
+        weight = np.where(group > 0, np.float32(1), np.float32(self.text_weight) * text) * real
         weight[0] = 0
         weight[1:] *= real[:-1]  # behind padding nothing real stands before it
-        N, end = self.row_length(size), int(np.flatnonzero(real)[-1]) + 1
+        N, end = len(ids) - 1, int(np.flatnonzero(real)[-1]) + 1
         valid = real[:-1] & (np.arange(N) < end - 1)  # the last id is predicted, not read
-        targets = np.where(aside >= 0, aside, ids)
-        return ids[:-1] * valid, targets[1:], weight[1:].astype(np.float32), group[1:], valid
+        fields = dict(tokens_BxN=ids[:-1] * valid, targets_BxN=ids[1:], weights_BxN=weight[1:].astype(np.float32), answers_BxN=group[1:])
+        return fields | {"valid_BxN": valid} | more
 
-    def _apart(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, ...]:
-        """(ids, groups, real, asides) of a row, with one id more than the row reads: the last one is only predicted. Asides: what is to be
-        predicted in place of the row's own id, or -1."""
+    def _apart(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, groups, real) of a row, with one id more than the row reads: the last one is only predicted."""
         T = self.segment_length
         for _, story in self._tried(rng, seed, split, number):
             facts = [self.codec.fact(fact) for fact in story.facts]
@@ -200,7 +207,7 @@ class BabilongBatches(BatchSource):
             passages = self._passages(rng, self.opened().split(split), facts, split)
             row = apart.lay_apart(rng, passages, facts, questions, size, T, (self.facts, self.question))
             if row is not None:
-                return *row, np.full(size * T + 1, -1, np.int32)
+                return row
         raise DataError(
             f"none of {_ATTEMPTS} stories of {self.task} fits a row of {size} segments of {T} tokens with one for each question and facts "
             f"{self.facts!r} (the last one has {len(facts)} facts and {len(questions)} questions): give more or longer segments, or lower "
@@ -208,7 +215,7 @@ class BabilongBatches(BatchSource):
         )
 
     def _running(self, rng, seed: int, split: str, number: int, size: int) -> tuple[np.ndarray, ...]:
-        """As `_apart`."""
+        """As `_apart`, and which segments are peeks."""
         index, story, tail_ids, groups, shortest = self._fitting_story(rng, seed, split, number, size)
         context_length = self._context_length(rng, size, len(tail_ids), shortest)
         asked = int(np.argmax(groups > 0)) if self.compat == "default" else 0
@@ -216,28 +223,22 @@ class BabilongBatches(BatchSource):
         context = dataclasses.replace(sample, passages=self._passages(rng, sample.passages, sample.facts_ids, split)).context()
         T, N = self.segment_length, self.row_length(size)
         begin = context_length if self.question == "running" else -(-context_length // T) * T
-        ids, group, real, aside = (np.full(N + 1, fill, kind) for fill, kind in ((0, np.int32), (0, np.int32), (0, bool), (-1, np.int32)))
+        ids, group, real = np.zeros(N + 1, np.int32), np.zeros(N + 1, np.int32), np.zeros(N + 1, bool)
         ids[:context_length], real[:context_length] = context, True
         behind = slice(begin, begin + len(tail_ids))
         ids[behind], group[behind], real[behind] = tail_ids, groups, True
-        if self.asked_every is not None and split == "train":
-            begins = sample.fact_positions_F.tolist()
-            spans = [(begin, begin + len(fact)) for begin, fact in zip(begins, sample.facts_ids, strict=True)]
-            ask = lambda rng, known: self._aside(rng, story, known)
-            for place, question_ids, wanted in asides(rng, spans, context_length, self.asked_every, ask):
-                end = place + len(question_ids)
-                ids[place:end], aside[end] = question_ids, wanted
-        return ids, group, real, aside
+        begins = sample.fact_positions_F.tolist()
+        spans = [(begin, begin + len(fact)) for begin, fact in zip(begins, sample.facts_ids, strict=True)]
 
-    def _aside(self, rng, story: Story, known: int) -> tuple[np.ndarray, int]:
-        """(ids of a question about somebody in the first `known` facts, and of what all answers begin with; the answer's next id)."""
-        told = dataclasses.replace(story, facts=story.facts[:known])
-        asked = _about(told, rng.choice(_people(told)))
-        answer, *others = (self.codec.answer(asked.question, said) for said in (asked.answer, *LABELS[self.task]))
-        shared = 0
-        while all(other[shared] == answer[shared] for other in others):
-            shared += 1
-        return np.concatenate([self.codec.question(self.task, asked.question), answer[:shared]]), int(answer[shared])
+        def ask(rng, told):
+            known = dataclasses.replace(story, facts=story.facts[:told])
+            return self._tail(rng, _about(known, rng.choice(_people(known))))
+
+        peeks = []
+        for already in range(1, 1 + self.peeks if split == "train" else 1):
+            peek = draw_peek(rng, context, spans, T, ask)
+            peeks.append(peek._replace(groups=np.where(peek.groups > 0, peek.groups + already * self.questions, 0)))
+        return insert_peeks(ids, group, real, peeks, T)
 
     def _passages(self, rng, passages: Passages, facts: Sequence[np.ndarray], split: str) -> Passages:
         """The text around these facts."""
