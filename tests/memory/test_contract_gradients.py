@@ -25,7 +25,7 @@ def lengths(align: str) -> tuple[int, ...]:
 
 
 def everything(system: System):
-    """A ragged row with padding, a segment dead in row 0, resets, truncation and dropout, from a memory that is not empty.
+    """A ragged row with padding, a dead segment in row 0, a peek in row 1, resets, truncation, dropout, from a memory that is not empty.
 
     All of it in one run of ticks between anchors, with live segments before and after.
     """
@@ -36,9 +36,11 @@ def everything(system: System):
     valid[1, starts[2] - 1] = valid[1, -2] = False
     reset = np.zeros((B, S), bool)
     reset[0, 3] = reset[1, 0] = True
+    peek = np.zeros((B, S), bool)
+    peek[1, 2] = True
     weights = np.random.default_rng(6).uniform(0.5, 1.5, tokens.shape).astype(np.float32)
     weights[:, ::5] = 0
-    return tokens, weights, dict(bptt=3, valid_BxN=valid, reset_BxS=reset, key=jax.random.key(7))
+    return tokens, weights, dict(bptt=3, valid_BxN=valid, reset_BxS=reset, peek_BxS=peek, key=jax.random.key(7))
 
 
 def outcome(harness, tokens, weights, state, schedule, strategy, **options):

@@ -108,6 +108,17 @@ def test_a_row_lives_where_it_has_a_token():
     np.testing.assert_array_equal(cut[1], [[False] * 4, [True] * 4])
 
 
+def test_a_peek_does_not_live():
+    peek = np.array([[False, True, False], [False, False, True]])
+    frame, cut = frames_of(peek_BxS=jnp.asarray(peek))
+    np.testing.assert_array_equal(frame.live_B, ~peek.T)
+    assert frame.valid_BxT is None and cut is None
+    valid = np.ones((2, 12), bool)
+    valid[0, :4] = False
+    frame, _ = frames_of(peek_BxS=jnp.asarray(peek), valid_BxN=jnp.asarray(valid))
+    np.testing.assert_array_equal(frame.live_B, ~peek.T & np.array([[False, True], [True, True], [True, True]]))
+
+
 def test_resets_lie_by_segment():
     frame, _ = frames_of(reset_BxS=jnp.array([[True, False, False], [False, False, True]]))
     np.testing.assert_array_equal(frame.reset_B, [[True, False], [False, False], [False, True]])
