@@ -18,18 +18,17 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
 * The first stages have a segment for each fact and each question. Whose room is whose is learned there in 100 steps, and was not in running
   text in thousands: a segment's end cuts facts in two, two facts share a write, and a model that remembers which rooms were said, and not
   whose they are, has most answers right.
-* Then few segments, in which facts must share one.
+* Then segments that several facts must share, and none is cut (facts="whole"): of 32 tokens first, where a step is cheap.
 * Segments grow: of 32 tokens one fact in five is cut by an end, of 128 one in twenty. Rows grow, too, so that facts rarely share a segment.
 * Before segments grow, rows of 64 of them: a fact is to be kept while most segments say nothing.
 * The lower half of the layers keeps no memory (ARMT.first_layer). Otherwise facts are kept in the first layer, whose gates cannot tell a
   fact from text.
 * A gate that can be shut, and a small cost of writing (ARMT.gate, ARMT.write_cost): what is kept is not worn off by text that says nothing.
   Writing costs nothing in the first stages, where a gate would shut before it was of use. Without a cost all gates stood open in the end.
-* In the last stage there are pieces of facts that are none (torn_every), so that gates learn to tell. Earlier, they keep a model from
-  learning what it is there for.
 * Eight memory tokens that share the writes of one key (ARMT.like_writes): a fact needs one of them, and several facts of a segment need
   several; and the newest room displaces the old one, however many wrote it.
-* Up to four questions about each row, as an answer of two tokens in a thousand is little to learn from.
+* Up to four questions about each row, and in running text eight times on its way, too (peeks): an answer of two tokens in four thousand is
+  little to learn from.
 * Stages of few facts are generated even where --config.task.stories names files (and validated on those): the files have 1,800 training
   stories of two facts, which can be learned by heart.
 """
@@ -67,11 +66,11 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    def single(facts, T, segments, max_facts, batch_size, **more):
-        """A segment for each fact and question. Where nothing is remembered there is nothing to learn in it."""
-        question = "apart" if facts == "apart" else "running"
-        task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=True)
-        return dict(task=task, steps=100 if memory == "none" else 600, batch_size=batch_size, stop_at=0.97, **more)
+    def uncut(facts, T, segments, max_facts, batch_size, steps=600, **more):
+        """No segment's end cuts a fact, and every question has a segment. Where nothing is remembered there is nothing to learn in it."""
+        question, generate = "apart" if facts == "apart" else "running", max_facts is not None
+        task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=generate)
+        return dict(task=task, steps=min(steps, 100) if memory == "none" else steps, batch_size=batch_size, stop_at=0.97, **more)
 
     cost = {"memory": dict(write_cost=1e-3)} if memory == "armt" else {}
 
@@ -80,16 +79,12 @@ def get_config(memory: str = "armt") -> ConfigDict:
         max_stage_steps=config_dict.placeholder(int),
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
-            single("apart", 8, (6,), 2, 64), single("apart", 16, (8,), 4, 64),
-            single("alone", 32, (8,), 4, 32), single("alone", 32, (64,), 4, 16, **cost), single("alone", 128, (16,), 4, 16, **cost),
+            uncut("apart", 8, (6,), 2, 64), uncut("apart", 16, (8,), 4, 64),
+            uncut("alone", 32, (8,), 4, 32), uncut("whole", 32, (5, 6, 8), 4, 48, steps=300),
+            uncut("whole", 32, (64,), None, 16, **cost), uncut("whole", 128, (5, 6, 8, 12), None, 16, steps=230, **cost),
             dict(
-                task=dict(segment_length=128, segments=(2, 4, 8), max_facts=4, generate=True), steps=350, batch_size=32, stop_at=0.93,
-                **cost,
-            ),
-            # The learning rate, summed over a cosine of 600 steps, is 0.21, which times the decay gives 0.7.
-            dict(
-                task=dict(segment_length=128, segments=(16, 32), torn_every=512), steps=600, batch_size=8, learning_rate=7e-4,
-                schedule="cosine", weight_decay=3.3, keep_memory=0.8, **cost,
+                task=dict(segment_length=128, segments=(16, 32), peeks=8), steps=350, batch_size=8, learning_rate=7e-4, schedule="cosine",
+                weight_decay=1.0, keep_memory=0.8, **cost,
             ),
         ],
     )  # fmt: skip

@@ -29,13 +29,18 @@ Ask = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
 
 def draw_peek(rng: np.random.Generator, context: np.ndarray, spans: Sequence[tuple[int, int]], T: int, ask: Ask) -> Peek:
-    """A peek at a place drawn of the context, behind its first fact and inside none; at none of them, where questions do not fit behind
-    the places drawn (a segment of padding).
+    """A peek at a place drawn of the context, behind its first fact and inside none: half of them anywhere, half of them no more than a
+    segment's length behind a fact, where it shows whether a fact was written at all. At none, where questions do not fit behind the places
+    drawn (a segment of padding).
 
     spans: [begin, end) of each fact in the context, in order. T: tokens of a segment.
     """
     for _ in range(_DRAWS):
-        place = int(rng.integers(spans[0][1], len(context) + 1))
+        first, last = spans[0][1], len(context)
+        if rng.integers(2):
+            first = spans[int(rng.integers(len(spans)))][1]
+            last = min(first + T, last)
+        place = int(rng.integers(first, last + 1))
         if any(begin < place < end for begin, end in spans):
             continue
         asked, groups = ask(rng, sum(end <= place for _, end in spans))
