@@ -5,6 +5,7 @@ was killed goes on from the last place it saved (`evaluation.save_every_s`).
 
     DIR/samples.jsonl     a line an answer: task, length, index, story, output, three scores, tokens/s
     DIR/results.jsonl     a line for each task and length, of all sweeps of the checkpoint; also results.csv
+    DIR/facts.md          answers by what became of the facts that they need (babilong_facts.py)
     DIR/schedules.jsonl   how each pass is read
     DIR/stream-*.state    where an unfinished pass stands
 """
@@ -23,7 +24,7 @@ from absl import logging
 from armt_jax.config import Config, override, resolve_point
 from armt_jax.data import check_fingerprint
 from armt_jax.data.babilong import BabilongBatches, BabilongSamples, Sample, score
-from armt_jax.evaluation import babilong_report, report
+from armt_jax.evaluation import babilong_facts, babilong_report, report
 from armt_jax.evaluation.evaluate import Trained
 from armt_jax.evaluation.shares import ALL, Share
 from armt_jax.evaluation.streaming import Question, Reader, Streams, choose_schedule
@@ -130,8 +131,17 @@ def run(
             if row != known.get(row["id"]):
                 report.append_result(row, path)
             rows[row["id"]] = row
-    babilong_report.write(_in_order(_all_results(held, list(rows.values()), trained.step)), directory)
+    shown = _in_order(_all_results(held, list(rows.values()), trained.step))
+    babilong_report.write(shown, directory)
+    _write_facts({row["id"] for row in shown}, directory)
     return _in_order(rows.values())
+
+
+def _write_facts(ids: set[str], directory: Path) -> None:
+    lines = {(line["id"], line["index"]): line for line in jsonl.read_lines(directory / "samples.jsonl") if line["id"] in ids}
+    cases = "".join(f"- {name}: {meaning}\n" for name, meaning in babilong_facts.CASES.items())
+    heading = f"Right answers (strict) by what became of the facts that they need, when the text was cut into segments:\n\n{cases}\n"
+    jsonl.replace_text(directory / "facts.md", heading + babilong_facts.table(list(lines.values())))
 
 
 def _require_places(trained: Trained, planned: Sequence[Pass], label: str) -> None:
@@ -273,11 +283,13 @@ def _reader(trained: Trained, config: Config, rows: int) -> Reader:
 
 
 def _line(work: Pass, length: int, answer, codec, reader: Reader, name: str) -> dict[str, Any]:
-    story, task = work.samples.sample(answer.key).story, work.samples.task
+    sample, task = work.samples.sample(answer.key), work.samples.task
+    story, end = sample.story, sample.context_end(length)
     output = codec.decode_answer(answer.ids)
     return {
         "task": task, "length": length, "index": answer.key, "question": story.question, "answer": story.answer, "output": output,
         **dataclasses.asdict(score(task, story.question, story.answer, output)), "facts": len(story.facts),
+        "case": babilong_facts.case(sample, reader.segment_length, end, work.config.task.question),
         "facts_within": work.samples.facts_within, "schedule": reader.schedule, "tokens_per_s": round(answer.tokens_per_s, 1), "id": name,
     }  # fmt: skip
 

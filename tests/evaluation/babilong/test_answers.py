@@ -70,7 +70,7 @@ def test_streams_answer_as_whole_samples_do(trained, tmp_path):
     (row,) = rows
     assert row["exact_match"] == sum(line["strict"] for line in found) / 6 and row["samples"] == 6
     assert row["trained_to"] == 6 * 32 and row["schedule"] == "sequential" and row["tokens_per_s"] > 0
-    written = {"samples.jsonl", "schedules.jsonl", "results.jsonl", "results.csv", "table.md", "heatmap.png"}
+    written = {"samples.jsonl", "schedules.jsonl", "results.jsonl", "results.csv", "table.md", "heatmap.png", "facts.md"}
     assert {file.name for file in tmp_path.iterdir()} == written
 
 
