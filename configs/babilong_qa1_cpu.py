@@ -75,7 +75,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
     cost = {"memory": dict(write_cost=1e-3)} if memory == "armt" else {}
 
     c.train = dict(
-        log_every=25, validate_every=50, validation_batches=4, checkpoint_every=200, keep_optimizer=True,
+        log_every=25, validate_every=50, validation_batches=8, checkpoint_every=200, keep_optimizer=True,
         max_stage_steps=config_dict.placeholder(int),
         optimizer=dict(learning_rate=1e-3, warmup_steps=50, clip="norm", clip_at=1.0),
         stages=[
