@@ -21,8 +21,8 @@ CASES = {
 }
 
 
-def case(sample: Sample, segment_length: int, end: int, question: str) -> str:
-    """One of CASES, of the facts that support the sample's answer.
+def case(sample: Sample, segment_length: int, end: int, question: str) -> str | None:
+    """One of CASES, of the facts that support the sample's answer; None where the story names none.
 
     end: tokens of the context before the question. question: "running" or "apart" (a segment of its own).
     """
@@ -43,7 +43,7 @@ def case(sample: Sample, segment_length: int, end: int, question: str) -> str:
             found.add("with its subject's")
         else:
             found.add("shared" if beside else "alone")
-    return next(name for name in CASES if name in found)
+    return next((name for name in CASES if name in found), None)
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -57,3 +57,8 @@ def test_an_evaluation_says_where_answers_go_wrong(trained, tmp_path):
         assert cell == (f"{sum(of)} of {len(of)}" if of else "")
         right, total = right + sum(of), total + len(of)
     assert total == 12 and right == round(row["exact_match"] * 12) and len({line["case"] for line in lines}) > 1
+
+
+def test_a_story_that_names_no_facts_has_no_case():
+    assert babilong_facts.case(sample((0, 40), (MARY, JOHN), supports=()), T, 200, "running") is None
+    assert babilong_facts.table([{"task": "qa1", "length": 9, "case": None, "strict": True}]).splitlines()[-1].count("|  |") > 0
