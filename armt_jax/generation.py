@@ -19,8 +19,9 @@ import numpy as np
 from flax import nnx
 
 from armt_jax.memory.interface import Layout
-from armt_jax.model import MemoryTransformer, check_shape, check_tokens
+from armt_jax.model import MemoryTransformer
 from armt_jax.nn.attention import KeyValueCache
+from armt_jax.recurrence.checks import check_shape, check_tokens
 from armt_jax.recurrence.schedules import GridState
 
 OVERFLOW = ("commit", "extend")

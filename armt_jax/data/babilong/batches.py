@@ -20,7 +20,8 @@ from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
 from armt_jax.data.babilong import apart
 from armt_jax.data.babilong.background import Background, BackgroundConfig, Passages
-from armt_jax.data.babilong.peeks import draw_peek, insert_peeks
+from armt_jax.data.babilong.mixing import Sample
+from armt_jax.data.babilong.peeks import Peek, draw_peek, insert_peeks
 from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
@@ -227,18 +228,21 @@ class BabilongBatches(BatchSource):
         ids[:context_length], real[:context_length] = context, True
         behind = slice(begin, begin + len(tail_ids))
         ids[behind], group[behind], real[behind] = tail_ids, groups, True
+        peeks = self._peeks(rng, sample, context) if split == "train" else []
+        return insert_peeks(ids, group, real, peeks, T)
+
+    def _peeks(self, rng, sample: Sample, context: np.ndarray) -> list[Peek]:
+        """Their questions are numbered on from those of the row's end."""
         begins = sample.fact_positions_F.tolist()
         spans = [(begin, begin + len(fact)) for begin, fact in zip(begins, sample.facts_ids, strict=True)]
 
         def ask(rng, told):
-            known = dataclasses.replace(story, facts=story.facts[:told])
+            known = dataclasses.replace(sample.story, facts=sample.story.facts[:told])
             return self._tail(rng, _about(known, rng.choice(_people(known))))
 
-        peeks = []
-        for already in range(1, 1 + self.peeks if split == "train" else 1):
-            peek = draw_peek(rng, context, spans, T, ask)
-            peeks.append(peek._replace(groups=np.where(peek.groups > 0, peek.groups + already * self.questions, 0)))
-        return insert_peeks(ids, group, real, peeks, T)
+        peeks = [draw_peek(rng, context, spans, self.segment_length, ask) for _ in range(self.peeks)]
+        shifts = range(self.questions, self.num_answers, self.questions)
+        return [peek._replace(groups=np.where(peek.groups > 0, peek.groups + shift, 0)) for peek, shift in zip(peeks, shifts, strict=True)]
 
     def _passages(self, rng, passages: Passages, facts: Sequence[np.ndarray], split: str) -> Passages:
         """The text around these facts."""
