@@ -10,6 +10,7 @@ from flax import nnx
 
 from armt_jax import model as model_module
 from armt_jax.model import ModelConfig, RecurrenceConfig
+from armt_jax.nn.heads import weighed_losses
 from tests.models import ARMT_, CONFIGS, LLAMA, TARGETS, TOKENS, B, N, T, V, build, random_tokens, same
 
 
@@ -63,6 +64,42 @@ def test_segments_that_weigh_nothing_cost_no_head_and_change_no_gradient(model):
     assert out.loss_S[0] == out.loss_S[2] == 0 and out.loss_S[1] > 0
     nothing = jax.jit(jax.value_and_grad(sparse))(params, jnp.zeros_like(weights))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(nothing))
+
+
+@pytest.mark.parametrize("every", [16, 5, 1], ids=["few", "more than few", "all"])
+def test_losses_of_few_tokens_are_those_of_all(every):
+    """Segments of 64 tokens, of which up to 8 are computed apart: losses and gradients are those of logits of whole rows."""
+    wide = build(ModelConfig(dataclasses.replace(LLAMA, max_positions=80), ARMT_, RecurrenceConfig(segment_length=64)))
+    graphdef, params = nnx.split(wide)
+    tokens, targets = random_tokens(4, length=160), random_tokens(5, length=160)
+    weights = np.random.default_rng(3).uniform(1, 2, tokens.shape).astype(np.float32) * (np.arange(160) % every == 0)
+
+    def sparse(params):
+        out = nnx.merge(graphdef, params).losses(tokens, targets, weights)
+        return out.loss_S.sum(), out.correct_BxN
+
+    def dense(params):
+        logits, _ = nnx.merge(graphdef, params)(tokens)
+        nll = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        return jnp.sum(nll * weights), jnp.argmax(logits, -1) == targets
+
+    ((one, right), gradient), ((other, true), wanted) = (jax.jit(jax.value_and_grad(f, has_aux=True))(params) for f in (sparse, dense))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    np.testing.assert_array_equal(right[weights > 0], true[weights > 0])
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(b).max() + 1))
+
+
+@pytest.mark.parametrize("wanted, computed", [(0, 0), (1, 8), (8, 8), (9, 64), (64, 64)])
+def test_tokens_that_do_not_weigh_are_not_computed(wanted, computed):
+    """Of 64 tokens. What is not computed has no loss."""
+    config = ModelConfig(dataclasses.replace(LLAMA, max_positions=80), ARMT_, RecurrenceConfig(segment_length=64))
+    model = build(config)
+    hidden = jax.random.normal(jax.random.key(0), (2, 3, 64, config.backbone.width))
+    targets, weights = np.ones((2, 3, 64), np.int32), np.zeros((2, 3, 64), np.float32)
+    weights[1, 2, 64 - wanted :] = 0.5
+    nll, _ = jax.jit(lambda h, t, w: weighed_losses(model.head, model.embed, h, t, w))(hidden, targets, weights)
+    assert np.all(np.sum(nll > 0, axis=-1) == computed) and np.all(nll[weights > 0] > 0)
 
 
 def test_correct_marks_the_likeliest_token(model):

@@ -66,40 +66,68 @@ class UntiedHead(PlainHead):
 
 
 def weighed_losses(head: nnx.Module, embed: nnx.Module, hidden: jax.Array, targets: jax.Array, weights: jax.Array):
-    """head.losses, or zeros that cost nothing where no target weighs: with the loss on an answer alone most segments weigh nothing, and a
-    head costs as much as several layers."""
+    """head.losses where targets weigh. With the loss on answers alone that is seldom, and a head costs as much as several layers: so
+    nothing is computed where no target weighs, and where no row of a segment has more than `few(T)` of them, those are computed alone.
+
+    Args: hidden: [..., T, D]. targets, weights: [..., T].
+    Returns: (-log p [..., T], whether the target is the likeliest [..., T]); where nothing weighs, anything finite, and anything.
+    """
     graphdef, params = nnx.split((head, embed))
 
     def compute(params, hidden, targets):
         head, embed = nnx.merge(graphdef, params)
         return head.losses(hidden, targets, embed)
 
-    return _if_any(compute, weights > 0, params, hidden, targets)
+    return _where_wanted(compute, weights > 0, params, hidden, targets)
+
+
+def few(length: int) -> int:
+    """Tokens of a stretch of `length` that are computed apart from the others; 0: it is too short for that to be worth a second program."""
+    return length // 8 if length >= 64 else 0
+
+
+def _by_amount(wanted, nothing: Callable, some: Callable, everything: Callable):
+    """Calls one of them: where nothing is wanted, few tokens of each stretch, or more."""
+    most, room = jnp.max(jnp.sum(wanted, axis=-1)), few(wanted.shape[-1])
+    if not room:
+        return jax.lax.cond(most > 0, everything, nothing)
+    return jax.lax.switch((most > 0).astype(jnp.int32) + (most > room), (nothing, some, everything))
+
+
+def _of_few(compute: Callable, wanted, params, hidden, targets):
+    """compute for the wanted tokens and as many others as fill `few` of each stretch; zeros elsewhere."""
+    _, places = jax.lax.top_k(wanted.astype(jnp.float32), few(wanted.shape[-1]))
+    some = compute(params, jnp.take_along_axis(hidden, places[..., None], -2), jnp.take_along_axis(targets, places, -1))
+    return tuple(jnp.put_along_axis(jnp.zeros(targets.shape, a.dtype), places, a, -1, inplace=False) for a in some)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _if_any(compute: Callable, wanted, params, hidden, targets):
-    """compute(params, hidden, targets), or zeros where nothing is wanted.
+def _where_wanted(compute: Callable, wanted, params, hidden, targets):
+    """compute(params, hidden, targets) where it is wanted.
 
     With its transpose written out: autodiff would keep what a branch needs for the backward pass, the head's matrix included, once for each
     call in a loop.
     """
-    zeros = lambda: (jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool))
-    return jax.lax.cond(jnp.any(wanted), lambda: compute(params, hidden, targets), zeros)
+    nothing = lambda: (jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool))
+    some = lambda: _of_few(compute, wanted, params, hidden, targets)
+    return _by_amount(wanted, nothing, some, lambda: compute(params, hidden, targets))
 
 
-def _if_any_forward(compute, wanted, params, hidden, targets):
-    return _if_any(compute, wanted, params, hidden, targets), (wanted, params, hidden, targets)
+def _where_wanted_forward(compute, wanted, params, hidden, targets):
+    return _where_wanted(compute, wanted, params, hidden, targets), (wanted, params, hidden, targets)
 
 
-def _if_any_backward(compute, saved, cotangents):
+def _where_wanted_backward(compute, saved, cotangents):
     wanted, params, hidden, targets = saved
 
-    def pull():
-        return jax.vjp(lambda params, hidden: compute(params, hidden, targets)[0], params, hidden)[1](cotangents[0])
+    def pull(losses):
+        return jax.vjp(lambda params, hidden: losses(params, hidden)[0], params, hidden)[1](cotangents[0])
 
-    d_params, d_hidden = jax.lax.cond(jnp.any(wanted), pull, lambda: jax.tree.map(jnp.zeros_like, (params, hidden)))
+    nothing = lambda: jax.tree.map(jnp.zeros_like, (params, hidden))
+    some = lambda: pull(lambda params, hidden: _of_few(compute, wanted, params, hidden, targets))
+    everything = lambda: pull(lambda params, hidden: compute(params, hidden, targets))
+    d_params, d_hidden = _by_amount(wanted, nothing, some, everything)
     return None, d_params, d_hidden, None
 
 
-_if_any.defvjp(_if_any_forward, _if_any_backward)
+_where_wanted.defvjp(_where_wanted_forward, _where_wanted_backward)
