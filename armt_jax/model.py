@@ -24,6 +24,7 @@ from armt_jax.recurrence.cell import Cell, Layer
 from armt_jax.recurrence.checks import check_shape, check_targets, check_tokens
 from armt_jax.recurrence.gradients import GRADIENTS
 from armt_jax.recurrence.schedules import SCHEDULES, GridParams, GridState
+from armt_jax.recurrence.segments import PLAIN, Marks
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Logits that exist at once in the loss: segments are taken together up to this many entries, and one with more than the second number
@@ -202,15 +203,13 @@ class MemoryTransformer(nnx.Module):
         Raises:
             ValueError: an empty row, ids outside the vocabulary, a state of another batch, shape or dtype.
         """
-        hidden_SxBxTxD, state, _ = self.hidden(
-            tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, peek_BxS=peek_BxS, key=key
-        )  # fmt: skip
+        hidden_SxBxTxD, state, _ = self.hidden(tokens_BxN, state, Marks(valid_BxN, reset_BxS, peek_BxS), key)
         hidden = segments.join(hidden_SxBxTxD, tokens_BxN.shape[1], self.config.recurrence.align)
         return self.logits(hidden), state
 
     def ingest(self, tokens_BxN, state=None, *, valid_BxN=None, reset_BxS=None) -> GridState:
         """Reads a row into memory; no logits are computed. A short last segment is committed as it is."""
-        return self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS)[1]
+        return self.hidden(tokens_BxN, state, Marks(valid_BxN, reset_BxS))[1]
 
     def peek(self, tokens_BxN, state=None, *, valid_BxN=None) -> jax.Array:
         """Logits of a row read on top of `state`, which is left as it was."""
@@ -229,20 +228,20 @@ class MemoryTransformer(nnx.Module):
         """[..., D] after the final norm -> [..., V], float32 (log-probabilities where the head is an adaptive softmax)."""
         return self.head.logits(hidden, self.embed)
 
-    def hidden(self, tokens_BxN, state=None, *, valid_BxN=None, reset_BxS=None, peek_BxS=None, key=None):
+    def hidden(self, tokens_BxN, state=None, marks: Marks = PLAIN, key=None):
         """Runs the grid. Returns (hidden [S, B, T, D] after the final norm, state, mask of real tokens [S, B, T] or None)."""
         check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         B, N = tokens_BxN.shape
         recurrence = self.config.recurrence
-        check_shape("valid", valid_BxN, (B, N))
-        for name, given in (("reset", reset_BxS), ("peek", peek_BxS)):
-            check_shape(name, given, (B, segments.num_segments(N, recurrence.segment_length)))
+        S = segments.num_segments(N, recurrence.segment_length)
+        for name, given, shape in zip(("valid", "reset", "peek"), marks, ((B, N), (B, S), (B, S))):
+            check_shape(name, given, shape)
         state = self.init_state(B) if state is None else self._checked(state, B)
         cell_def, layers = self.stacked_layers()
         layout = self.config.memory.layout(self.config.backbone)
         frames, valid = segments.frames(
-            batch=B, length=N, segment_length=recurrence.segment_length, layout=layout, align=recurrence.align, valid_BxN=valid_BxN,
-            reset_BxS=reset_BxS, peek_BxS=peek_BxS, bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
+            batch=B, length=N, segment_length=recurrence.segment_length, layout=layout, align=recurrence.align, marks=marks,
+            bptt_segments=recurrence.bptt_segments, keys_B=_row_keys(key, B),
         )  # fmt: skip
         enter, leave, around = self._around(layout, B)
         grid = schedules.Grid(Cell(cell_def, layout, B), self.config.backbone.num_layers, enter, leave)
@@ -315,9 +314,7 @@ class MemoryTransformer(nnx.Module):
             check_shape(name, given, tokens_BxN.shape)
         check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         check_targets(targets_BxN, weights_BxN, self.config.backbone.vocab_size)
-        hidden, state, valid = self.hidden(
-            tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS, peek_BxS=peek_BxS, key=key
-        )  # fmt: skip
+        hidden, state, valid = self.hidden(tokens_BxN, state, Marks(valid_BxN, reset_BxS, peek_BxS), key)
         targets, weights = (segments.split(a, recurrence.segment_length, recurrence.align) for a in (targets_BxN, weights_BxN))
         weights = weights.astype(jnp.float32) if valid is None else weights * valid
 
@@ -333,7 +330,7 @@ class MemoryTransformer(nnx.Module):
         check_shape("targets", targets_BxN, tokens_BxN.shape)
         check_tokens(tokens_BxN, self.config.backbone.vocab_size)
         check_targets(targets_BxN, np.ones(targets_BxN.shape), self.config.backbone.vocab_size)
-        hidden, state, _ = self.hidden(tokens_BxN, state, valid_BxN=valid_BxN, reset_BxS=reset_BxS)
+        hidden, state, _ = self.hidden(tokens_BxN, state, Marks(valid_BxN, reset_BxS))
         targets = segments.split(targets_BxN, recurrence.segment_length, recurrence.align)
         (nll,) = self._by_segments(lambda h, t: self.head.losses(h, t, self.embed)[:1], hidden, targets)
         return segments.join(nll, tokens_BxN.shape[1], recurrence.align), state

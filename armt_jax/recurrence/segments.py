@@ -29,6 +29,22 @@ class Frame(NamedTuple):
     keys_B: jax.Array | None = None
 
 
+class Marks(NamedTuple):
+    """What is particular about rows and their segments; None: nothing is.
+
+    Attributes:
+        valid_BxN: bool, False at padding. reset_BxS: bool, the row's memory is emptied before the segment.
+        peek_BxS: bool, the segment is read and leaves the row's memory as it was.
+    """
+
+    valid_BxN: jax.Array | None = None
+    reset_BxS: jax.Array | None = None
+    peek_BxS: jax.Array | None = None
+
+
+PLAIN = Marks()
+
+
 def num_segments(length: int, segment_length: int) -> int:
     return -(-length // segment_length)
 
@@ -62,9 +78,7 @@ def frames(
     segment_length: int,
     layout: Layout,
     align: str = "left",
-    valid_BxN: jax.Array | None = None,
-    reset_BxS: jax.Array | None = None,
-    peek_BxS: jax.Array | None = None,
+    marks: Marks = PLAIN,
     bptt_segments: int | None = None,
     keys_B: jax.Array | None = None,
 ) -> tuple[Frame, jax.Array | None]:
@@ -77,13 +91,13 @@ def frames(
     S = num_segments(length, segment_length)
     ragged = S * segment_length != length
     valid = None
-    if valid_BxN is not None or ragged:
-        given = jnp.ones((batch, length), bool) if valid_BxN is None else valid_BxN
+    if marks.valid_BxN is not None or ragged:
+        given = jnp.ones((batch, length), bool) if marks.valid_BxN is None else marks.valid_BxN
         valid = split(given, segment_length, align)
     frame = Frame(
         valid_BxT=None if valid is None else jax.vmap(layout.wrap_valid)(valid),
-        live_B=_live(None if valid_BxN is None else valid, peek_BxS),
-        reset_B=None if reset_BxS is None else jnp.swapaxes(reset_BxS, 0, 1),
+        live_B=_live(None if marks.valid_BxN is None else valid, marks.peek_BxS),
+        reset_B=None if marks.reset_BxS is None else jnp.swapaxes(marks.reset_BxS, 0, 1),
         detach=None if bptt_segments is None or bptt_segments >= S else _cuts(S, bptt_segments),
         keys_B=None if keys_B is None else jax.vmap(lambda s: fold_keys(keys_B, s))(jnp.arange(S)),
     )

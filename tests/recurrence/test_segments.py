@@ -9,7 +9,7 @@ from armt_jax.memory.interface import Layout, memory_layout
 from armt_jax.nn.backbones import GPT2, Llama
 from armt_jax.nn.layers import row_keys
 from armt_jax.recurrence import segments
-from armt_jax.recurrence.segments import Frame
+from armt_jax.recurrence.segments import Frame, Marks
 
 
 @pytest.mark.parametrize("align", segments.ALIGNMENTS)
@@ -80,8 +80,9 @@ def test_memory_layout():
 # ---- frames ----
 
 
-def frames_of(length=12, **kwargs):
-    return segments.frames(batch=2, length=length, segment_length=4, layout=Layout(1, 1), **kwargs)
+def frames_of(length=12, align="left", bptt_segments=None, keys_B=None, **marks):
+    more = dict(length=length, segment_length=4, align=align, bptt_segments=bptt_segments, keys_B=keys_B)
+    return segments.frames(batch=2, layout=Layout(1, 1), marks=Marks(**marks), **more)
 
 
 def test_full_segments_need_no_facts():
