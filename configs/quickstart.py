@@ -10,11 +10,11 @@ Found (armt, exact match, seeds 0, 1, 2, mean ± deviation, commit 0b9b370): 0.9
 at 500. Time: 278 s, and 12 minutes 52 seconds for the whole job, on 2 CPU cores (commit 201bc39). More: docs/results/quickstart.md.
 
 What differs from the published recipe (configs/associative_retrieval.py), and why: a small model on 16 keys sits at chance for thousands of
-steps until key matching clicks. A curriculum over the key alphabet (4, 6, 8, 12, 16 keys) breaks that plateau in seconds; unit-length keys
-(key_norm l2) keep the read's division well conditioned; four queries, drawn with replacement, give four times the signal (without
-replacement a model can win by elimination); the initial scales are larger and W_v does not start at zero; the last stage decays the
-weights and keeps memories from batch to batch. A CPU counts for two devices, each with half of the rows: operations are small, and two
-devices keep two cores busier than one.
+steps until key matching clicks. A curriculum over the key alphabet (2, 3, 4, 6, 8, 16 keys) breaks that plateau in seconds; unit-length
+keys (key_norm l2) keep the read's division well conditioned; four queries, drawn with replacement, give four times the signal (without
+replacement a model can win by elimination); the initial scales are larger and W_v does not start at zero; the last stage decays the weights
+and keeps memories from batch to batch. A CPU counts for two devices, each with half of the rows: operations are small, and two devices keep
+two cores busier than one.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,6 +1,7 @@
 """RMT's algorithmic tasks (arXiv 2207.06881, section 4.1): copy, reverse, associative retrieval, quadratic equations.
 
-    python train.py --config=configs/rmt_algorithmic.py:copy [--config.memory.name=...]      one of copy | reverse | retrieval | quadratic
+    python train.py --config=configs/rmt_algorithmic.py:copy        copy | reverse | retrieval | quadratic, each with -MEMORY behind it
+    python train.py --config=configs/rmt_algorithmic.py:copy-none   for another memory: rmt (without it) | parallel_rmt | armt | none
 
 Sizes and optimizer as published: copy and reverse of 24 symbols cut into 4 segments, retrieval among 4 pairs, quadratic equations in 6
 segments of 30 characters; Adam 1e-4 with gradients clipped by norm at 0.25; layers and widths of the paper's appendix (heads are width /
@@ -18,16 +19,21 @@ TASKS = {
     "retrieval": (dict(name="rmt_retrieval", num_pairs=4, segments=2), (6, 64, 4, 128), 2, 100_000),
     "quadratic": (dict(name="quadratic_equations", segments=6), (6, 128, 4, 256), 30, 600_000),
 }
+MEMORIES = ("rmt", "parallel_rmt", "armt", "none")
+VARIANTS = tuple(f"{task}-{memory}" for task in TASKS for memory in MEMORIES)
 
 
-def get_config(task: str = "copy") -> ConfigDict:
-    if task not in TASKS:
-        raise ValueError(f"configs/rmt_algorithmic.py:{task} is unknown: choose one of {', '.join(TASKS)}")
+def get_config(variant: str = "copy") -> ConfigDict:
+    task, _, memory = variant.partition("-")
+    memory = memory or "rmt"
+    if task not in TASKS or memory not in MEMORIES:
+        names = f"one of {', '.join(TASKS)}, with - and one of {', '.join(MEMORIES)} behind it or not"
+        raise ValueError(f"configs/rmt_algorithmic.py:{variant} is unknown: choose {names}")
     fields, (layers, width, heads, mlp), tokens, steps = TASKS[task]
     c = ConfigDict()
     c.seed = 0
     c.backbone = dict(name="gpt2", vocab_size=64, num_layers=layers, width=width, num_heads=heads, mlp_width=mlp, max_positions=512)
-    c.memory = dict(name="rmt", num_memory_tokens=tokens)
+    c.memory = dict(name="none") if memory == "none" else dict(name=memory, num_memory_tokens=tokens)
     c.recurrence = dict(gradient="remat")
     c.task = fields
     c.train = dict(

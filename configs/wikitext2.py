@@ -8,11 +8,11 @@ DIR holds wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens; without dat
 (33,278 words, with <unk> and <eos>), so perplexity is per word and line end, as published for WikiText.
 
 2.0 M parameters, 4 layers of 144 with an adaptive softmax, segments of 32 words, 8 a row; all six systems have the same steps, rows and
-words. For 2 CPU cores: 5 minutes a run and more; on an H200 half a minute. After these 400 steps no memory is of use yet: perplexity 344.3
-+- 3.6 without one, 354.5 +- 7.4 with ARMT's; on an H200 345.9 without, 346 with Transformer-XL's and RMT's (docs/results/wikitext2.md). No
-published figure: the recurrent-memory papers report WikiText-103 (configs/wikitext103.py), and 400 short steps are far from a converged
-model. In every step a fifth of the rows starts with an empty memory, and ARMT's own parameters learn at a tenth of the rate:
-configs/enwik8.py says why. ARMT reads with a floor: without it the perplexity was 382 on the H200.
+words. For 2 CPU cores: 3 to 4 minutes of training a run, and its evaluation. After these 400 steps no memory is of use yet: perplexity
+344.3 +- 3.6 without one, 354.5 +- 7.4 with ARMT's; on an H200 345.9 without, 346 with Transformer-XL's and RMT's
+(docs/results/wikitext2.md). No published figure: the recurrent-memory papers report WikiText-103 (configs/wikitext103.py), and 400 short
+steps are far from a converged model. In every step a fifth of the rows starts with an empty memory, and ARMT's own parameters learn at a
+tenth of the rate: configs/enwik8.py says why. ARMT reads with a floor: without it the perplexity was 382 on the H200.
 """
 
 from ml_collections import ConfigDict, config_dict
