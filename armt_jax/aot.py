@@ -126,17 +126,6 @@ def compile_step(raw: Mapping[str, Any], devices, options: Mapping[str, Any] | N
         raise DoesNotFit(" ".join(str(error).split())[:600]) from error
 
 
-def model_flops(config, state, batch) -> int:
-    """Matrix-product operations of a training step, all chips together, without rematerialisation."""
-    from armt_jax.telemetry.flops import count_flops
-    from armt_jax.training import step as steps
-
-    plain = dataclasses.replace(config.model.recurrence, schedule="sequential", gradient="store")
-    graphdef, _ = steps.abstract_model(dataclasses.replace(config.model, recurrence=plain))
-    answers = config.task.num_answers
-    return count_flops(lambda p, c, b: steps.sum_gradients(graphdef, answers, 1, p, c, b, None)[0][0], state.params, state.carried, batch)
-
-
 def utilisation(model, segments: int, stages: int) -> float:
     """Share of the cells computed that are in the grid: S / (S + L - 1) under the diagonal schedule, which computes all L layers on each of
     S + L - 1 diagonals, on however many stages they lie. The sequential schedule computes no other cells, but its stages take turns."""
@@ -148,6 +137,7 @@ def utilisation(model, segments: int, stages: int) -> float:
 def report(name: str, topology: str, raw: Mapping[str, Any]) -> Report:
     """Compiles the training step of a plain config for a topology. Raises DoesNotFit, and ValueError for a wrong config or topology."""
     from armt_jax.parallel.collectives import collectives, traffic
+    from armt_jax.training.step import model_flops
 
     devices = topology_devices(topology)
     began = time.monotonic()
@@ -158,7 +148,8 @@ def report(name: str, topology: str, raw: Mapping[str, Any]) -> Report:
         name=name, topology=topology, mesh=" x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1 chip",
         chips=mesh.size, tokens=batch.tokens_BxN.size, segments=segments, arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes, outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        limit=chip_memory(topology), flops=model_flops(config, state, batch), traffic=tuple(traffic(collectives(compiled.as_text()))),
+        limit=chip_memory(topology), flops=model_flops(config.model, config.task.num_answers, state, batch),
+        traffic=tuple(traffic(collectives(compiled.as_text()))),
         utilisation=utilisation(config.model, segments, mesh.shape["stage"]), seconds=seconds,
     )  # fmt: skip
 

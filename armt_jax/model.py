@@ -40,7 +40,8 @@ class RecurrenceConfig:
 
     Attributes:
         segment_length: T, real tokens per segment. schedule: "sequential" or "diagonal".
-        gradient: "store", "remat" or "reversible". bptt_segments: truncation, None for the whole row.
+        gradient: "store", "remat" or "reversible". bptt_segments: truncation, None for the whole row: no gradient
+            crosses from a stretch of so many segments, counted from the row's end, to the one before.
         align: where a short segment goes: "left" = the last one is short, "right" = the first.
         anchor_every: ticks between exact copies of the memory state in the reversible backward pass.
     """

@@ -24,7 +24,7 @@ from armt_jax.parallel.processes import agree, is_main, reached_stop
 from armt_jax.settings import OptimizerConfig
 from armt_jax.tasks import Batch, BatchSource
 from armt_jax.tasks.workers import BatchMaker
-from armt_jax.telemetry.flops import count_flops, model_flop_utilisation, peak_flops
+from armt_jax.telemetry.flops import model_flop_utilisation, peak_flops
 from armt_jax.telemetry.progress import Progress, format_metric
 from armt_jax.telemetry.timing import StepTimer
 from armt_jax.telemetry.watchdog import StallWatchdog
@@ -361,14 +361,10 @@ class Run:
         return found.get("exact_match"), found["loss"]
 
     def _model_flops(self, batch) -> int:
-        """Matrix-product operations of a training step without rematerialisation; 0 where no peak is known to compare with."""
+        """Of a training step; 0 where no peak is known to compare with."""
         if peak_flops(self.mesh.devices.flat[0]) is None:
             return 0
-        plain = dataclasses.replace(self.model.recurrence, schedule="sequential", gradient="store")
-        graphdef, _ = steps.abstract_model(dataclasses.replace(self.model, recurrence=plain))
-        answers = self.task.num_answers
-        memory = self.state.carried
-        return count_flops(lambda p: steps.sum_gradients(graphdef, answers, 1, p, memory, batch, None)[0][0], self.state.params)
+        return steps.model_flops(self.model, self.task.num_answers, self.state, batch)
 
     def _announce(self, resumed: int):
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))

@@ -1,8 +1,9 @@
 """AdamW with clipping, a schedule, and a learning rate of its own for the memory parameters.
 
-    clip all gradients  ->  Adam  ->  + weight_decay * parameter  ->  * (-rate of the leaf at this step)
+    clip all gradients (of what moves)  ->  Adam  ->  + weight_decay * parameter  ->  * (-rate of the leaf at this step)
 
 The rate of a leaf is the schedule with peak `learning_rate`, or `memory_learning_rate` for the memory parameters.
+Parameters whose rate is 0 are frozen: their gradients count as zero, in the norm that is clipped, too.
 Weight decay is decoupled and multiplied by the same rate, so without a memory rate this is exactly `optax.adamw`.
 The optimizer state has the same structure whatever the rates, the schedule and the clipping: a later stage of a
 curriculum may change them and keep the state (see `restart_schedule`).
@@ -68,12 +69,24 @@ def memory_learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.
     return learning_rate_schedule(dataclasses.replace(config, learning_rate=config.memory_learning_rate), steps)
 
 
+def _without_frozen(config: OptimizerConfig, gradients: Any) -> Any:
+    """Zeros for the parameters that a rate of 0 keeps as they are."""
+    rate, memory_rate = config.learning_rate, config.memory_learning_rate
+    frozen = {False: rate == 0, True: (rate if memory_rate is None else memory_rate) == 0}
+    if not any(frozen.values()):
+        return gradients
+    zero = lambda path, leaf: jnp.zeros_like(leaf) if frozen[is_memory_path(path_string(path))] else leaf
+    return jax.tree_util.tree_map_with_path(zero, gradients)
+
+
 def _clip(config: OptimizerConfig) -> optax.GradientTransformation:
-    if config.clip == "norm":
-        return optax.clip_by_global_norm(config.clip_at)
-    if config.clip == "value":
-        return optax.clip(config.clip_at)
-    return optax.identity()
+    clips = {"norm": optax.clip_by_global_norm, "value": optax.clip}
+    inner = clips[config.clip](config.clip_at) if config.clip in clips else optax.identity()
+
+    def update(gradients, state, params=None):
+        return inner.update(_without_frozen(config, gradients), state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _scale_by_two_rates(rate: optax.Schedule, memory_rate: optax.Schedule) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """One training step and one evaluation step, jitted over a mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from armt_jax.parallel.mesh import check_rows, process_rows, put_batch, replicat
 from armt_jax.parallel.rules import shardings, shardings_like
 from armt_jax.tasks import Batch, BatchSource, exact_match
 from armt_jax.tasks.workers import IN_PROCESS, BatchMaker
+from armt_jax.telemetry.flops import count_flops
 from armt_jax.training.carried import ROWS, Carried, abstract_carried, begin, carried_shardings, end, over_rows
 
 
@@ -173,6 +175,14 @@ def make_train_step(
         return TrainState(params, opt_state, carried), metrics._replace(**norms)
 
     return step
+
+
+def model_flops(config: ModelConfig, num_answers: int, state: TrainState, batch: Batch) -> int:
+    """Matrix-product operations of a training step, all devices together, without rematerialisation."""
+    plain = dataclasses.replace(config.recurrence, schedule="sequential", gradient="store")
+    graphdef, _ = abstract_model(dataclasses.replace(config, recurrence=plain))
+    gradient = lambda *args: sum_gradients(graphdef, num_answers, 1, *args, None)[0][0]
+    return count_flops(gradient, state.params, state.carried, batch)
 
 
 def make_evaluation_step(

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from armt_jax.parallel.rules import path_string
 from armt_jax.training.optimizer import (
     OptimizerConfig,
     decay_mask,
@@ -191,6 +192,19 @@ def test_clip_by_norm_counts_all_gradients():
     assert_trees_equal(state, expected, rtol=1e-5)
     first_moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(float(optax.tree.norm(first_moment)) / (1 - 0.9), 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["the memory", "all else"])
+def test_frozen_parameters_do_not_count_in_the_norm_that_is_clipped(frozen):
+    params, gradient, larger = random_tree(0), random_tree(1, scale=10.0), random_tree(1, scale=1000.0)
+    mix = lambda path, a, b: b if is_memory_path(path_string(path)) == (frozen == "the memory") else a
+    larger = jax.tree_util.tree_map_with_path(mix, gradient, larger)
+    rate, memory_rate = {"the memory": (0.1, 0.0), "all else": (0.0, 0.1)}[frozen]
+    config = OptimizerConfig(learning_rate=rate, memory_learning_rate=memory_rate, clip="norm", clip_at=0.5)
+    _, state = run(make_optimizer(config, 1), params, [larger])
+    _, expected = run(make_optimizer(config, 1), params, [gradient])
+    assert_trees_equal(state, expected)
+    np.testing.assert_allclose(float(optax.tree.norm(optax.tree.get(state, "mu"))) / (1 - 0.9), 0.5, rtol=1e-5)
 
 
 def test_clip_by_value_and_small_gradients_untouched():
