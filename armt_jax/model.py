@@ -202,7 +202,8 @@ class MemoryTransformer(nnx.Module):
                 for each row [B].
 
         Raises:
-            ValueError: an empty row, ids outside the vocabulary, a state of another batch, shape or dtype.
+            ValueError: an empty row, ids outside the vocabulary (outside `jax.jit` alone: inside they are not known), a state of
+                another batch, shape or dtype.
         """
         hidden_SxBxTxD, state, _ = self.hidden(tokens_BxN, state, Marks(valid_BxN, reset_BxS, peek_BxS), key)
         hidden = segments.join(hidden_SxBxTxD, tokens_BxN.shape[1], self.config.recurrence.align)

@@ -20,7 +20,7 @@ os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 # Helpers beside the tests: a failed assert of theirs says as much as one of a test.
 pytest.register_assert_rewrite(
-    "tests.checkpoint.states", "tests.config.small", "tests.memory.harness", "tests.models", "tests.training.runs"
+    "tests.checkpoint.states", "tests.commands", "tests.config.small", "tests.memory.harness", "tests.models", "tests.training.runs"
 )  # fmt: skip
 
 # Tracing makes and drops millions of objects: with Python's own thresholds a tenth of the time goes into looking for cycles among them.

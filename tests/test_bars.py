@@ -42,8 +42,9 @@ def worst(got, want):
     return max(jax.tree.leaves(jax.tree.map(relative, got, want)))
 
 
-def test_the_reversible_backward_pass_takes_an_eighth_of_the_memory_at_shape_ar():
-    model, ids = shape_ar()
+@pytest.mark.parametrize("segments", [51, 256])
+def test_the_reversible_backward_pass_takes_an_eighth_of_the_memory_at_shape_ar(segments):
+    model, ids = shape_ar(segments)
     stored, _ = compiled(model, ids, gradient="store")
     reversible, _ = compiled(model, ids, gradient="reversible")
     temporary = [lowered.compile().memory_analysis().temp_size_in_bytes for lowered in (stored, reversible)]

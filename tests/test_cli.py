@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 
 from armt_jax.evaluation.evaluate import load
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.commands import ROOT, one_line, start
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -32,20 +30,6 @@ def get_config(memory="armt"):
     return c
 """
 SWEEP = 'def get_sweep():\n    return [{"task.pairs": pairs} for pairs in (1, 2, 4)]\n'
-
-
-def start(script, *arguments, **environ):
-    environ = {**os.environ, "JAX_PLATFORMS": "cpu", **environ}
-    environ.pop("ARMT_JAX_TRACEBACK", None)
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(command, env=environ, text=True, capture_output=True, timeout=300, cwd=ROOT)
-
-
-def one_line(done):
-    """What was said about an error: a single line, and no traceback."""
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
-    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    return line
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from armt_jax.model import ModelConfig
 from armt_jax.nn.placement import on_mesh
 from armt_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from armt_jax.recurrence.schedules import GridState
+from armt_jax.telemetry import jsonl
 from armt_jax.training import step as steps
 from armt_jax.training.carried import carried_shardings
 
@@ -317,7 +318,7 @@ class Streams:
         content = body.getvalue()
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with jsonl.named_errors(path), temporary.open("wb") as file:
                 file.write(_MAGIC + zlib.crc32(content).to_bytes(4, "big") + content)
                 file.flush()
                 os.fsync(file.fileno())

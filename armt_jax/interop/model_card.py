@@ -110,9 +110,10 @@ def _agreement(figures: Sequence[Figure] | None, format: str) -> list[str]:
     lines = [
         "Compared with the JAX model by the export itself, in float32 with the weights as they are in the file. Logits: largest absolute",
         "difference, in units of the largest logit where that is above 1. State: relative to its largest entry. Generated: tokens that",
-        "differ.", "", "| case | what | found | bar |", "|---|---|---:|---:|",
+        "differ.", "", "| case | what | found | bar | absolute |", "|---|---|---:|---:|---:|",
     ]  # fmt: skip
-    return [*lines, *(f"| {f.case} | {f.kind} | {f.error:.1e} | {TOLERANCES[f.kind]:.0e} |" for f in figures), ""]
+    absolute = lambda f: f"{f.error * f.unit:.1e}" if f.kind == "logits" else ""
+    return [*lines, *(f"| {f.case} | {f.kind} | {f.error:.1e} | {TOLERANCES[f.kind]:.0e} | {absolute(f)} |" for f in figures), ""]
 
 
 def model_card(

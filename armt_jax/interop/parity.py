@@ -23,9 +23,12 @@ ROWS = 2  # compared side by side
 
 
 class Figure(NamedTuple):
+    """error: in the units of TOLERANCES. unit: of a logit error, so that error * unit is the largest absolute difference."""
+
     case: str
     kind: str
     error: float
+    unit: float = 1.0
 
     @property
     def ok(self) -> bool:
@@ -66,9 +69,10 @@ def _relative(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.max(np.abs(got - want)) / max(float(np.max(np.abs(want))), 1e-30))
 
 
-def logit_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference; in units of the largest logit where that is above 1."""
-    return float(np.max(np.abs(got - want)) / max(1.0, float(np.max(np.abs(want)))))
+def logit_error(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """(largest difference in the unit, the unit: the largest logit where that is above 1, else 1)."""
+    unit = max(1.0, float(np.max(np.abs(want))))
+    return float(np.max(np.abs(got - want))) / unit, unit
 
 
 def state_error(peer_state: Any, state: Any) -> float | None:
@@ -117,9 +121,9 @@ class Comparison:
         self.states: tuple[Any, Any] = (None, None)
         self._run = jax.jit(lambda params, ids, state, valid: nnx.merge(self.graphdef, params)(ids, state, valid_BxN=valid))
 
-    def note(self, case: str, kind: str, error: float | None) -> None:
+    def note(self, case: str, kind: str, error: float | None, unit: float = 1.0) -> None:
         if error is not None:
-            self.figures.append(Figure(case, kind, error))
+            self.figures.append(Figure(case, kind, error, unit))
 
     def row(self, row: Row) -> None:
         """Compares one call, and keeps both states."""
@@ -127,7 +131,7 @@ class Comparison:
         state = state if row.goes_on else self.model.init_state(len(row.ids))
         logits, state = self._run(self.params, jnp.asarray(row.ids, jnp.int32), state, row.valid)
         theirs, peer_state = _answer(self.peer, self.torch, row, peer_state)
-        self.note(row.case, "logits", logit_error(theirs, np.asarray(logits)[row.seen]))
+        self.note(row.case, "logits", *logit_error(theirs, np.asarray(logits)[row.seen]))
         self.note(row.case, "state", state_error(peer_state, state))
         self.states = state, peer_state
 
@@ -192,7 +196,7 @@ def rounding(model: MemoryTransformer, peer: Any, seed: int = 0) -> dict[str, fl
     peer.double()
     long = outputs()
     peer.float()
-    worst = {"logits": max(logit_error(a, b) for (a, _), (b, _) in zip(short, long, strict=True))}
+    worst = {"logits": max(logit_error(a, b)[0] for (a, _), (b, _) in zip(short, long, strict=True))}
     states = [_relative(a, b) for (_, some), (_, others) in zip(short, long, strict=True) for a, b in zip(some, others, strict=True)]
     return worst | ({"state": max(states)} if states else {})
 
@@ -209,7 +213,7 @@ def compare_backbone(model: MemoryTransformer, peer: Any, seed: int = 0) -> list
             logits = np.asarray(model(jnp.asarray(ids, jnp.int32))[0])
         with torch.no_grad():
             theirs = peer(torch.tensor(ids)).logits.float().numpy()
-        figures.append(Figure(f"{case}, {length} tokens", "logits", logit_error(theirs, logits)))
+        figures.append(Figure(f"{case}, {length} tokens", "logits", *logit_error(theirs, logits)))
     return figures
 
 

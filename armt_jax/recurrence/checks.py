@@ -11,7 +11,7 @@ def check_shape(name: str, given: jax.Array | None, shape: tuple[int, ...]) -> N
 
 
 def check_tokens(tokens_BxN: jax.Array, vocab_size: int) -> None:
-    """Shape and dtype always; the ids themselves where they are concrete (outside jit)."""
+    """Shape and dtype always; the ids themselves where they are concrete: inside `jax.jit` nobody can look at them."""
     if tokens_BxN.ndim != 2 or 0 in tokens_BxN.shape:
         raise ValueError(f"tokens must be [batch, length] with at least one token, not {list(tokens_BxN.shape)}")
     if not jnp.issubdtype(tokens_BxN.dtype, jnp.integer):

@@ -4,6 +4,8 @@ from armt_jax.config import Config
 from armt_jax.data.windows import Windows
 from armt_jax.interop.pretrained import Checkpoint, open_checkpoint
 from armt_jax.parallel.mesh import check_rows
+from armt_jax.recurrence.checks import check_targets, check_tokens
+from armt_jax.tasks import Batch
 
 
 def check_rows_go_on(config: Config) -> None:
@@ -24,6 +26,12 @@ def check_batches(config: Config, mesh) -> None:
             check_rows(config.train.batch_of(stage), config.train.accumulate, mesh)
         except ValueError as error:
             raise ValueError(f"config: train.stages[{i}]: {error}") from error
+
+
+def check_ids(batch: Batch, vocab_size: int) -> None:
+    """Raises ValueError for an id outside the vocabulary: inside the compiled step it would be taken for another token."""
+    check_tokens(batch.tokens_BxN, vocab_size)
+    check_targets(batch.targets_BxN, batch.weights_BxN, vocab_size)
 
 
 def check_init(config: Config) -> Checkpoint | None:

@@ -31,7 +31,7 @@ from armt_jax.telemetry.watchdog import StallWatchdog
 from armt_jax.telemetry.writers import MetricWriter
 from armt_jax.training import carried
 from armt_jax.training import step as steps
-from armt_jax.training.checks import check_batches, check_init, check_rows_go_on
+from armt_jax.training.checks import check_batches, check_ids, check_init, check_rows_go_on
 from armt_jax.training.curriculum import Standing
 from armt_jax.training.optimizer import make_optimizer, restart_schedule
 from armt_jax.training.restore import restore_target
@@ -232,6 +232,7 @@ class Run:
         optimizer, length = self.optimizer_config(self.stage)
         with self.timer.data_wait():  # without `put_batch`, which waits for the steps under way wherever their queue is full
             host = next(self.batches)
+        check_ids(host, self.model.backbone.vocab_size)
         batch = put_batch(host, self.mesh)
         self.state = self.state._replace(carried=self._starting_memory())
         made_of = self.model, optimizer, length, self.task.num_answers, self.carries

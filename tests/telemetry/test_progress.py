@@ -102,6 +102,7 @@ def test_bar_on_a_terminal():
     progress.close()
     shown = stream.getvalue()
     assert "3/8" in shown and "2/8" in shown and "loss 2.5000" in shown
+    assert "%|" in shown and "<" in shown, "a bar, and what time is left"
     assert "\ncheckpoint saved\n" in shown.replace("\r", "\n")
 
 

@@ -32,8 +32,9 @@ def assert_disjoint(found: dict[str, list[str]]) -> None:
         assert not set(one) & set(other)
 
 
-def test_folders_of_splits_are_taken_as_they_are(background):
-    division = divide("books", background.path, "")
+@pytest.mark.parametrize("name", ["books", "pg19"])
+def test_folders_of_splits_are_taken_as_they_are(background, name):
+    division = divide(name, background.path, "")
     assert files(division) == {"train": ["Anna.txt", "Boris.txt", "Carol.txt"], "validation": ["Vera.txt"], "test": ["Tom.txt", "Uma.txt"]}
     assert_disjoint(texts(background))
 

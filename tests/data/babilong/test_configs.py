@@ -7,7 +7,8 @@ import pathlib
 import jax
 import pytest
 
-from armt_jax.config import override, plain, resolve
+from armt_jax.config import override, plain, resolve, resolve_backbone, resolve_memory
+from armt_jax.model import ModelConfig
 from armt_jax.parallel.mesh import make_mesh
 from armt_jax.training import step as steps
 from armt_jax.training.optimizer import make_optimizer
@@ -73,6 +74,13 @@ def test_the_curriculum(resolved, name):
     assert all(source.peeks == (8 if source.facts == "running" else 0) for source in config.tasks)
     torn = [source.torn_every is not None for source in config.tasks]
     assert torn[:-1] == [False] * (len(lengths) - 1), "too early they keep a model from learning what it is there for"
+
+
+def test_the_checkpoint_of_one_h200_is_small_enough_to_keep():
+    raw = shipped("babilong_qa1_h200", "armt")
+    model = ModelConfig(resolve_backbone(raw["backbone"]), resolve_memory(raw["memory"]))
+    params = jax.tree.leaves(steps.abstract_model(model)[1])
+    assert 2 * sum(leaf.size for leaf in params) <= 14e6, "bytes in bfloat16"
 
 
 def test_the_published_recipe_starts_from_a_checkpoint_if_told():

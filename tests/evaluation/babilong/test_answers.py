@@ -18,6 +18,7 @@ from armt_jax.telemetry.jsonl import read_lines
 from armt_jax.training import step as steps
 from armt_jax.training.loop import train
 from armt_jax.training.workdir import claim
+from tests.commands import start
 
 
 def test_training_runs_through_stages(config, tmp_path):
@@ -50,9 +51,13 @@ def test_segments_may_grow_from_stage_to_stage(config, tmp_path):
         resolve({**raw, "recurrence": {"segment_length": 32}})
 
 
-def test_streams_answer_as_whole_samples_do(trained, tmp_path):
+def test_streams_answer_as_whole_samples_do(trained, tmp_path, monkeypatch, capsys):
     """Every sample as one row through `generate`, without streams, batches and saves."""
+    monkeypatch.setattr(babilong, "_SHOW_EVERY_S", 0.0)
     rows = sweeps.run_sweep(trained, [{}], tmp_path)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qa1, 300: token ")]
+    assert len(said) > 2 and said[-1].startswith("qa1, 300: token 1800/1800 | ")
+    assert all("tokens/s" in line for line in said) and any("eta" in line for line in said[:-1])
     model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
     source, found = trained.config.task, read_lines(tmp_path / "samples.jsonl")
     assert [line["index"] for line in sorted(found, key=lambda line: line["index"])] == list(range(6))
@@ -120,8 +125,11 @@ def test_published_stories_by_one_flag(trained, workdir, tmp_path):
     for split in ("train", "test"):
         text = "".join(story.format(room) for room in ("office", "kitchen") * 5)
         (folder / f"qa1_single-supporting-fact_{split}.txt").write_text(text)
-    points = [{"task.stories": str(folder), "evaluation.lengths": 300, "evaluation.samples": 99}]
-    (row,) = sweeps.run_sweep(trained, points, tmp_path / "out")
+    sweep = tmp_path / "sweep.py"
+    sweep.write_text('def get_sweep():\n    return [{"evaluation.lengths": 300, "evaluation.samples": 99}]\n')
+    done = start("eval.py", f"--workdir={workdir}", f"--sweep={sweep}", f"--stories={folder}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    (row,) = read_lines(tmp_path / "out" / "results.jsonl")
     assert row["samples"] == 10 and row["stories"] == "files"  # all there are
     answers = [line["answer"] for line in read_lines(tmp_path / "out" / "samples.jsonl")]
     assert answers.count("office") == answers.count("kitchen") == 5
