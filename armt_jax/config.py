@@ -328,13 +328,15 @@ def _check_task(config: Config) -> None:
 
 
 def _check_babilong(config: Config) -> None:
-    """A row of every size is made: missing files, facts that do not fit and tokenizers that do not serve are known before anything runs."""
+    """All labels are encoded, and a row of every size is made: missing files, facts that do not fit and tokenizers that do not serve are
+    known before anything runs."""
     last = config.tasks[-1].segment_length
     if last != config.task.segment_length:
         raise ValueError(
             f"config: the last stage has task.segment_length = {last}, and task.segment_length = {config.task.segment_length}, with which "
             "the run is evaluated: end with that one, or set it to the stage's"
         )
+    config.task.check_answers()
     for i, source in enumerate(config.tasks):
         for size in source.sizes:
             for split in ("train", "validation"):

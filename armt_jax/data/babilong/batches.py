@@ -23,6 +23,7 @@ from armt_jax.data.babilong.background import Background, BackgroundConfig, Pass
 from armt_jax.data.babilong.mixing import Sample
 from armt_jax.data.babilong.peeks import Peek, draw_peek, insert_peeks
 from armt_jax.data.babilong.samples import BabilongSamples
+from armt_jax.data.babilong.scoring import LABELS
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
 from armt_jax.data.babilong.torn import shortest_block, torn
@@ -143,6 +144,12 @@ class BabilongBatches(BatchSource):
     def samples(self, split: str, length: int, seed: int = 0, facts_within: int | None = None) -> BabilongSamples:
         """The samples of any length of the same task, text and stories."""
         return BabilongSamples(self.task, split, length, self.background, self.story_source(split), seed, self.compat, facts_within)
+
+    def check_answers(self) -> None:
+        """Raises DataError for a tokenizer that cannot express a label of the task, or splits it differently behind a question."""
+        question = self.story_source("train").story(self.task, "train", 0, 0, self.compat).question
+        for label in LABELS[self.task]:
+            self.codec.answer(question, label)
 
     # -- sizes -----------------------------------------------------------------------------------------------------------
 

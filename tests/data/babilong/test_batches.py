@@ -40,6 +40,22 @@ def pieces(source, row):
     return text, answers
 
 
+def test_every_answer_of_the_task_is_encoded_before_a_run(source, monkeypatch):
+    """One that a later row asks for, too: a tokenizer that makes one id of "? o" shows in the answer "office" alone."""
+    source.check_answers()
+    plain = type(source.tokenizer).encode
+
+    def merging(tokenizer, text):
+        before, asked, after = text.partition("? o")
+        one = [np.int32(0)] if asked else []
+        return np.concatenate([plain(tokenizer, before), one, plain(tokenizer, after)]).astype(np.int32)
+
+    monkeypatch.setattr(type(source.tokenizer), "encode", merging)
+    source.codec.answer.cache_clear()
+    with pytest.raises(DataError, match="splits the answer 'office' differently in context"):
+        source.check_answers()
+
+
 @pytest.mark.parametrize("question", ["running", "apart"])
 def test_a_row_is_context_question_answer(source, question):
     source = dataclasses.replace(source, question=question)

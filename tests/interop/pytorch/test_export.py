@@ -25,7 +25,8 @@ def test_the_export_finds_its_own_model_equal(name, tmp_path):
     figures = exporting.export(made(name), tmp_path / "out")
     assert {f.kind for f in figures} == {"logits", "generated"} | ({"state"} if name != "none-gpt2" else set())
     assert all(f.ok for f in figures)
-    assert all(f.error * f.unit <= parity.TOLERANCES["logits"] for f in figures if f.kind == "logits"), "absolute, however large the logits are"
+    absolute = [f.error * f.unit for f in figures if f.kind == "logits"]
+    assert max(absolute) <= parity.TOLERANCES["logits"], "however large the logits are"
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.count("| logits |") == 9 and "trust_remote_code=True" in card
 
