@@ -1,17 +1,18 @@
 """Does a BABILong stream cost the same at its end as at its beginning? Speed by tenths, and peak resident memory, by length.
 
     python benchmarks/babilong_stream.py [--lengths=64k,4M,50M] [--memory=armt] [--rows=1] [--schedule=sequential|diagonal] [--json]
-                                         [--background=BOOKS]
+                                         [--background=BOOKS] [--together]
 
 A tiny untrained model (2 layers of 32, segments of 128 tokens) answers a qa1 sample of each length, as the evaluation does: samples read
 from the background's file, chunks of 64 segments, greedy answers. Every length is a process of its own, as a process's peak memory never
-falls. A short sample comes first, so that nothing is compiled in what is timed. Without --background, text is made on the spot.
+falls; with --together one process reads all, and the kernel's record of the peak begins anew before each: what compiling left, which
+differs from process to process, is the same for all then. A short sample comes first, so that nothing is compiled in what is timed. Without
+--background, text is made on the spot.
 """
 
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.process_memory import restart_peak, status  # noqa: E402
 
 UNITS = {"k": 1_000, "M": 1_000_000}
 MEMORIES = {
@@ -44,7 +47,7 @@ def write_books(folder: Path) -> None:
 
 def resident_mb() -> float:
     """Of this process, now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    return status("VmRSS") / 2**20
 
 
 def tenths(marks: list[tuple[int, float]], total: int) -> list[float]:
@@ -56,7 +59,8 @@ def tenths(marks: list[tuple[int, float]], total: int) -> list[float]:
     return (total / 10 / np.diff(edges)).tolist()
 
 
-def measure(args) -> dict:
+def measure(args) -> list[dict]:
+    """A row for each of args.length."""
     import jax
 
     from armt_jax.config import resolve_backbone, resolve_memory
@@ -95,15 +99,20 @@ def measure(args) -> dict:
         return marks, held
 
     run(128 * (2 * 64 + 16 + 4 + 1 + 1))  # every size of call, and the question in the last segment: nothing is compiled later
-    marks, held = run(args.length)
-    speeds = tenths(marks, marks[-1][0])
-    return {
-        "memory": args.memory, "schedule": args.schedule, "rows": args.rows, "length": args.length, "tokens": marks[-1][0],
-        "seconds": round(marks[-1][1] - marks[0][1], 1), "first_tenth": round(speeds[0]), "last_tenth": round(speeds[-1]),
-        "last_to_first": round(speeds[-1] / speeds[0], 3), "tenths": [round(speed) for speed in speeds],
-        "resident_mb": [round(held[i * (len(held) - 1) // 10], 1) for i in range(11)],
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1), "device": jax.devices()[0].device_kind,
-    }  # fmt: skip
+    rows = []
+    for length in args.length:
+        if len(args.length) > 1:
+            restart_peak()
+        marks, held = run(length)
+        speeds = tenths(marks, marks[-1][0])
+        rows.append({
+            "memory": args.memory, "schedule": args.schedule, "rows": args.rows, "length": length, "tokens": marks[-1][0],
+            "seconds": round(marks[-1][1] - marks[0][1], 1), "first_tenth": round(speeds[0]), "last_tenth": round(speeds[-1]),
+            "last_to_first": round(speeds[-1] / speeds[0], 3), "tenths": [round(speed) for speed in speeds],
+            "resident_mb": [round(held[i * (len(held) - 1) // 10], 1) for i in range(11)],
+            "peak_mb": round(status("VmHWM") / 2**20, 1), "device": jax.devices()[0].device_kind,
+        })  # fmt: skip
+    return rows
 
 
 def main():
@@ -115,27 +124,30 @@ def main():
     parser.add_argument("--background", help="a folder of books")
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--cache_dir", help=argparse.SUPPRESS)
-    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)  # of one measurement, in a process of its own
+    parser.add_argument("--together", action="store_true", help="all lengths in one process")
+    parser.add_argument("--length", type=int, nargs="+", help=argparse.SUPPRESS)  # of one process
     args = parser.parse_args()
     if args.length:
-        print(json.dumps(measure(args)))
+        for row in measure(args):
+            print(json.dumps(row))
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         books = args.background or f"{folder}/books"
         if not args.background:
             write_books(Path(books))
-        for length in map(number, args.lengths.split(",")):
-            command = [
-                sys.executable, __file__, f"--length={length}", f"--memory={args.memory}", f"--schedule={args.schedule}",
-                f"--rows={args.rows}", f"--background={books}", f"--cache_dir={folder}/cache",
-            ]  # fmt: skip
-            if not rows:  # the first one prepares the background, which costs memory that reading does not
-                subprocess.run([*command, "--length=32000"], check=True, stdout=subprocess.DEVNULL)
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+        command = [
+            sys.executable, __file__, f"--memory={args.memory}", f"--schedule={args.schedule}", f"--rows={args.rows}",
+            f"--background={books}", f"--cache_dir={folder}/cache",
+        ]  # fmt: skip
+        # The first one prepares the background, which costs memory that reading does not.
+        subprocess.run([*command, "--length", "32000"], check=True, stdout=subprocess.DEVNULL)
+        lengths = [str(number(text)) for text in args.lengths.split(",")]
+        for together in [lengths] if args.together else [[length] for length in lengths]:
+            done = subprocess.run([*command, "--length", *together], check=True, stdout=subprocess.PIPE, text=True)
+            rows += [json.loads(line) for line in done.stdout.splitlines()[-len(together) :]]
             if args.json:
-                print(json.dumps(rows[-1]), flush=True)
+                print("\n".join(json.dumps(row) for row in rows[-len(together) :]), flush=True)
     if args.json:
         return
     head = ("tokens", "seconds", "tokens/s, first tenth", "last tenth", "last / first", "peak MB")
