@@ -16,7 +16,8 @@ qa5 98.7, 97.3, 80.9 / 78.1, 48.0, 27.3. All of armt_jax.data.babilong.published
 
 As published: batches of 64, AdamW 1e-4 (RMT 5e-5) falling on a line to half within a stage, warm-up over 1,000 steps, weight decay 0.01,
 gradients clipped at norm 1, at most 10,000 steps a stage (30,000 at 32 segments), patience 50 validations; 10 memory tokens and d_mem 64
-(RMT 16 memory tokens). What differs: all rows of a step have the same number of segments; validation is carved out of the training file,
+(RMT 16 memory tokens). What differs: all rows of a step have the same number of segments; there is
+one stage at 32 segments (the authors' script has a second one of 10,000 steps behind it); validation is carved out of the training file,
 where the published code selects on the test file; sentences are a space apart (task.compat="published" for their ids).
 """
 

@@ -72,6 +72,8 @@ def get_config(memory: str = "armt") -> ConfigDict:
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=generate)
         return dict(task=task, steps=min(steps, 100) if memory == "none" else steps, batch_size=batch_size, stop_at=0.97, **more)
 
+    # Without a memory there is but the question's own segment to learn to read.
+    share = 2 if memory == "none" else 1
     cost = {"memory": dict(write_cost=1e-3)} if memory == "armt" else {}
 
     c.train = dict(
@@ -82,9 +84,9 @@ def get_config(memory: str = "armt") -> ConfigDict:
             uncut("apart", 8, (6,), 2, 64), uncut("apart", 16, (8,), 4, 64),
             uncut("alone", 32, (8,), 4, 32), uncut("whole", 32, (5, 6, 8), 4, 48, steps=300),
             uncut("whole", 32, (64,), None, 16, **cost), uncut("whole", 128, (5, 6, 8, 12), None, 16, steps=230, **cost),
-            dict(task=dict(segment_length=128, segments=(4, 8, 16), peeks=8), steps=400, batch_size=16, stop_at=0.97, **cost),
+            dict(task=dict(segment_length=128, segments=(4, 8, 16), peeks=8), steps=400 // share, batch_size=16, stop_at=0.97, **cost),
             dict(
-                task=dict(segment_length=128, segments=(16, 32), peeks=8), steps=600, batch_size=8, learning_rate=7e-4, schedule="cosine",
+                task=dict(segment_length=128, segments=(16, 32), peeks=8), steps=600 // share, batch_size=8, learning_rate=7e-4, schedule="cosine",
                 weight_decay=0.5, keep_memory=0.8, **cost,
             ),
         ],
