@@ -86,8 +86,8 @@ def get_config(memory: str = "armt") -> ConfigDict:
             uncut("whole", 32, (64,), None, 16, **cost), uncut("whole", 128, (5, 6, 8, 12), None, 16, steps=230, **cost),
             dict(task=dict(segment_length=128, segments=(4, 8, 16), peeks=8), steps=400 // share, batch_size=16, stop_at=0.97, **cost),
             dict(
-                task=dict(segment_length=128, segments=(16, 32), peeks=8), steps=600 // share, batch_size=8, learning_rate=7e-4, schedule="cosine",
-                weight_decay=0.5, keep_memory=0.8, **cost,
+                task=dict(segment_length=128, segments=(16, 32), peeks=8), steps=600 // share, batch_size=8, learning_rate=7e-4,
+                schedule="cosine", weight_decay=0.5, keep_memory=0.8, **cost,
             ),
         ],
     )  # fmt: skip
