@@ -8,10 +8,13 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(script, *arguments, **environ):
+def start(script, *arguments, file_kb=None, **environ):
+    """Runs it to its end. file_kb: no file of it may grow larger: a full disk."""
     environ = {**os.environ, "JAX_PLATFORMS": "cpu", **environ}
     environ.pop("ARMT_JAX_TRACEBACK", None)
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    if file_kb is not None:
+        command = ["bash", "-c", f'ulimit -f {file_kb}; exec "$@"', "bash", *command]
     return subprocess.run(command, env=environ, text=True, capture_output=True, timeout=300, cwd=ROOT)
 
 

@@ -132,6 +132,17 @@ def test_a_run_that_diverges_exits_with_1_and_keeps_the_last_good_checkpoint(con
     assert last.step == 2 and all(np.isfinite(leaf).all() for leaf in map(np.asarray, _leaves(last.params)))
 
 
+def test_a_full_disk_ends_a_run_with_one_line_and_the_same_command_goes_on(config):
+    path, run = config.parent / "full.py", config.parent / "full"
+    path.write_text(config.read_text().replace("[dict(steps=6)]", "[dict(steps=6)], tensorboard=False"))
+    command = ("train.py", f"--config={path}:armt", f"--workdir={run}")
+    done = start(*command, file_kb=32)
+    assert done.returncode == 1, done.stderr
+    *before, last = [line for line in done.stderr.splitlines() if "Error writing" in line]
+    assert before == [] and "CheckpointError: Saving checkpoint" in last and "free space" in last and str(run) in last, done.stderr
+    assert start(*command).returncode == 0 and load(run, "last").step == 6
+
+
 def _leaves(tree):
     import jax
 

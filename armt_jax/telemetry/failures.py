@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from logging import LogRecord, getLogger
 
 from absl import logging
 
@@ -16,19 +17,40 @@ EXIT_PREEMPTED = 75
 def one_line_errors(run: Callable, *kinds: type[Exception]) -> Callable:
     """`run(argv)` as an absl main: an error of these kinds, a ValueError or an OSError becomes one clear line and exit code 1.
 
-    Other exceptions are bugs and keep their traceback; ARMT_JAX_TRACEBACK=1 shows it for all.
+    Other exceptions are bugs and keep their traceback; ARMT_JAX_TRACEBACK=1 shows it for all, and what Orbax's threads say of a failed
+    save, each in a page of its own.
     """
 
     def main(argv):
+        whole = bool(os.environ.get("ARMT_JAX_TRACEBACK"))
+        if not whole:
+            _hush_failed_saves()
         try:
             run(argv)
         except (ValueError, OSError, *kinds) as error:
-            if os.environ.get("ARMT_JAX_TRACEBACK"):
+            if whole:
                 raise
             logging.error("%s: %s (set ARMT_JAX_TRACEBACK=1 for the traceback)", type(error).__name__, error)
             sys.exit(1)
 
     return main
+
+
+def _hush_failed_saves() -> None:
+    """The save raises what went wrong; Orbax's threads log it, too. (What stays is "Event loop is closed", which its writes print past Python
+    when they end after the first that failed.)"""
+    for logger in (logging.get_absl_logger(), getLogger("asyncio")):
+        logger.addFilter(_is_news)
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Not an exception that came through Orbax."""
+    at = record.exc_info[2] if record.exc_info else None
+    while at is not None:
+        if f"{os.sep}orbax{os.sep}" in at.tb_frame.f_code.co_filename:
+            return False
+        at = at.tb_next
+    return True
 
 
 @contextlib.contextmanager
