@@ -37,8 +37,8 @@ def one_line_errors(run: Callable, *kinds: type[Exception]) -> Callable:
 
 
 def _hush_failed_saves() -> None:
-    """The save raises what went wrong; Orbax's threads log it, too. (What stays is "Event loop is closed", which its writes print past Python
-    when they end after the first that failed.)"""
+    """The save raises what went wrong; Orbax's threads log it, too. (What stays is "Event loop is closed", which its writes print, past any
+    logger, when they end after the first that failed.)"""
     for logger in (logging.get_absl_logger(), getLogger("asyncio")):
         logger.addFilter(_is_news)
 
