@@ -298,8 +298,13 @@ def _row(trained: Trained, work: Pass, length: int, lines: list[dict], name: str
     mean = functools.partial(_mean, lines)
     return {
         **work.facts(trained, length), "exact_match": mean("strict"), "official": mean("official"), "repaired": mean("repaired"),
-        "samples": len(lines), "step": trained.step, "trained_to": trained.trained_to * work.config.task.segment_length, **how, "id": name,
+        "samples": len(lines), "step": trained.step, "trained_to": _trained_to(trained), **how, "id": name,
     }  # fmt: skip
+
+
+def _trained_to(trained: Trained) -> int:
+    """Tokens of the longest row of any stage: segments may grow from stage to stage."""
+    return max(stage.row_length(max(stage.sizes)) for stage in trained.config.tasks)
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], score_name: str) -> float:

@@ -139,3 +139,11 @@ def test_published_stories_by_one_flag(trained, workdir, tmp_path):
     (tmp_path / "moved").mkdir()
     claim(tmp_path / "moved", raw)
     assert run_config(tmp_path / "moved", stories=str(folder))["task"]["stories"] == str(folder)
+
+
+def test_the_longest_row_trained_on_is_counted_in_tokens(trained):
+    """The stage of the most segments may have short ones."""
+    task = trained.config.task
+    stages = [dataclasses.replace(task, segment_length=16, segments=(5, 64)), dataclasses.replace(task, segments=(16, 40))]
+    config = dataclasses.replace(trained.config, tasks=tuple(stages))
+    assert babilong._trained_to(dataclasses.replace(trained, config=config)) == 40 * 32
