@@ -1,4 +1,4 @@
-"""BABILong qa1 on 2 CPU cores: ARMT, RMT and no memory learn to find a person's last room among the sentences of books.
+"""BABILong qa1 on 2 CPU cores: ARMT, or RMT, or no memory, is to find a person's last room among the sentences of books.
 
     python train.py --config=configs/babilong_qa1_cpu.py:armt --config.task.background.path=BOOKS         one of armt | rmt | none
     python eval.py --workdir=runs/babilong_qa1_cpu-armt --sweep=configs/sweeps/babilong_lengths.py
@@ -7,8 +7,9 @@ BOOKS is any folder of *.txt (docs/babilong.md says how it is divided). Nothing 
 model of 4,096 pieces is trained on the text. With the published stories: --config.task.stories=DIR (of en-10k); with a SentencePiece model:
 --config.task.background.tokenizer_path=FILE (its vocabulary must fit 4,104).
 
-1.4 M parameters (ARMT), 4 layers of 128, segments of 8 tokens at first and 128 in the end. Times and accuracies are in
-docs/results/babilong.md. A stage ends where it reaches stop_at, or at its steps.
+1.4 M parameters (ARMT), 4 layers of 128, segments of 8 tokens at first and 128 in the end. A stage ends where it reaches stop_at, or at its
+steps. Found (ARMT, one seed, commit fc8a98a, 75 minutes; docs/results/babilong.md): exact match 0.97 at 4,096 tokens, the longest row of
+training, 0.99 at 16,000, 0.94 at 64,000, 0.6 at a million.
 
 Published, exact match in percent, GPT-2 and segments of 512 (arXiv 2407.04841): ARMT 100 at 64k, 98.5 at 1M; RMT 99.6 and 94.2.
 
