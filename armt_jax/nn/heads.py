@@ -95,7 +95,11 @@ def _by_amount(wanted, nothing: Callable, some: Callable, everything: Callable):
 
 
 def _of_few(compute: Callable, wanted, params, hidden, targets):
-    """compute for the wanted tokens and as many others as fill `few` of each stretch; zeros elsewhere."""
+    """compute for the wanted tokens and as many others as fill `few` of each stretch; zeros elsewhere.
+
+    Row by row, so that rows stay on their devices, and of one size, so without a loop: the adaptive softmax's `_wanted_rows` gathers over
+    all rows, block by block.
+    """
     _, places = jax.lax.top_k(wanted.astype(jnp.float32), few(wanted.shape[-1]))
     some = compute(params, jnp.take_along_axis(hidden, places[..., None], -2), jnp.take_along_axis(targets, places, -1))
     return tuple(jnp.put_along_axis(jnp.zeros(targets.shape, a.dtype), places, a, -1, inplace=False) for a in some)
