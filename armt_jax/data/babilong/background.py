@@ -2,7 +2,8 @@
 
 The sentences of a split stand one behind the other, book after book, and form a ring: behind the last one comes the first again. So a
 passage of any length begins at any sentence; one longer than the text passes over it several times. Sentences of fewer than `min_tokens`
-tokens (headings, page numbers) are left out, as published.
+tokens (headings, page numbers) are left out, as published. So are, in training, sentences that validation or test has, too, and in
+validation those of the test: other editions of a book, and quotations.
 
 They are kept as a token cache (armt_jax/data/cache.py) whose documents are the sentences. Nothing of it is held in memory: a read costs
 what it returns.
@@ -33,6 +34,8 @@ from armt_jax.data.tokenizers import TOKENIZERS, CharacterTokenizer, PieceTokeni
 from armt_jax.tasks.base import require_int
 
 FEWEST_SENTENCES = 2
+_RULE = f"{RULE}; apart 1"  # names what is computed here from a division
+_LATER = {"train": ("validation", "test"), "validation": ("test",), "test": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _open(config: BackgroundConfig, compat: str) -> Background:
     made = config.tokenizer in TRAINED and config.tokenizer_path is None
     given = None if made else TOKENIZERS[config.tokenizer].load(Path(config.tokenizer_path or ".").expanduser())
     recipe = given.fingerprint if given else f"trained {config.vocab_size} {_mixed_in(config)}"
-    key = [RULE, division.fingerprint, config.min_tokens, compat, config.tokenizer, recipe]
+    key = [_RULE, division.fingerprint, config.min_tokens, compat, config.tokenizer, recipe]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = root / "sentences" / f"{config.name}-{config.tokenizer}-{digest[:16]}"
     if not folder.exists():
@@ -171,7 +174,7 @@ def _prepare(config: BackgroundConfig, compat: str, division: Division, given: T
     tokenizer = given or _train(config, division)
     before = Codec(tokenizer, compat).before
     kept = {split: functools.partial(_numbered, division, split, tokenizer, before, config.min_tokens) for split in division.parts}
-    key = json.dumps([RULE, division.fingerprint, config.min_tokens, before])
+    key = json.dumps([_RULE, division.fingerprint, config.min_tokens, before])
     identity = DataIdentity(f"sentences of {division.name}", hashlib.sha256(key.encode()).hexdigest(), division.note)
     write_cache(folder, tokenizer, identity, kept)
 
@@ -191,25 +194,34 @@ def _mixed_in(config: BackgroundConfig) -> str:
 
 
 def _numbered(division: Division, split: str, tokenizer: Tokenizer, before: str, min_tokens: int) -> Iterator[tuple[int, bytes]]:
-    """(number, text) of the sentences of a split that are long enough, as `write_cache` wants documents."""
-    number = 0
+    """(number, text) of the sentences of a split that are long enough and in no later split, as `write_cache` wants documents."""
+    later = {_digest(text) for name in _LATER[split] for part in division.parts[name] for text in _sentences_of(division, name, part)}
+    number = repeated = 0
     for part in division.parts[split]:
-        first = number
+        long = 0
         for text in _sentences_of(division, split, part):
-            if _is_long(before + text, tokenizer, min_tokens):
-                yield number, (before + text).encode()
-                number += 1
-        if division.cut is whole_file and number - first < FEWEST_SENTENCES:
+            if not _is_long(before + text, tokenizer, min_tokens):
+                continue
+            long += 1
+            if _digest(text) in later:
+                repeated += 1
+                continue
+            yield number, (before + text).encode()
+            number += 1
+        if division.cut is whole_file and long < FEWEST_SENTENCES:
             raise DataError(
-                f"{part} has {number - first} sentence{'s' * (number - first != 1)} of at least {min_tokens} tokens for split {split!r}. "
+                f"{part} has {long} sentence{'s' * (long != 1)} of at least {min_tokens} tokens for split {split!r}. "
                 f"Facts stand between sentences, so a book must give at least {FEWEST_SENTENCES}: take it away, give more text, or lower "
                 "min_tokens"
             )
+    left_out = f"{repeated} more are left out, as they are in {' or '.join(_LATER[split])}, too" if repeated else ""
     if number < FEWEST_SENTENCES:
         raise DataError(
             f"split {split!r} of background {division.name!r} has {number} sentences of at least {min_tokens} tokens, and facts stand "
-            "between sentences: give more text"
+            f"between sentences: give more text{left_out and f' ({left_out})'}"
         )
+    if repeated:
+        logging.info("split %r has %d sentences; %s", split, number, left_out)
 
 
 def _sentences_of(division: Division, split: str, part: Part) -> Iterator[str]:
@@ -223,6 +235,11 @@ def _sentences_of(division: Division, split: str, part: Part) -> Iterator[str]:
         except InvalidText as e:
             where = str(part.file.path) if division.cut is whole_file else f"{part.file.path}, {split} document {number} (counted from 0)"
             raise DataError(f"{where}: {e}") from e
+
+
+def _digest(text: str) -> bytes:
+    """Of a sentence, in its place: a million of them are to fit into memory."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _is_long(text: str, tokenizer: Tokenizer, min_tokens: int) -> bool:

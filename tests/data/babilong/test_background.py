@@ -32,7 +32,7 @@ def test_places_of_sentences(background):
 
 def test_short_sentences_are_left_out(write_books):
     text = "CHAPTER I\n\nThis one is long enough. No. And this is another one. Ten bytes\n\n" * 3
-    config = write_books({"train/a.txt": text, "valid/c.txt": text + "C.", "test/b.txt": text + "More."})
+    config = write_books({"train/a.txt": text.swapcase(), "valid/c.txt": text.upper(), "test/b.txt": text + "More."})
     passages = config.open().split("test")
     assert passages.read(0, passages.tokens).astype(np.uint8).tobytes() == (
         b" CHAPTER I This one is long enough. And this is another one. Ten bytes" * 3

@@ -1,6 +1,7 @@
 """Which text belongs to which split: no passage in two of them."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,28 @@ def test_the_same_text_in_two_splits_is_refused(write_books, make_book):
         DataError, match=r"copy.txt of split 'test' and .*a.txt of split 'train' hold the same text: .*take one of them away"
     ):
         config.open()
+
+
+def test_a_sentence_of_a_later_split_is_left_out(write_books, make_book, caplog):
+    """Another edition of a book of the test, with a preface of its own, and a quotation of it; validation and test keep what they have."""
+    caplog.set_level("INFO")
+    edition = "A preface that only this edition has.\n\nIt is two sentences long.\n\n" + make_book("T").replace("\n\n", "\n")
+    quotation = make_book("A") + "\n\nV goes on for the 3th time and on and on and on, as ever.\n\nT goes on for the 5th time, as ever."
+    books = {"train/a.txt": quotation, "train/edition.txt": edition, "validation/v.txt": make_book("V") + " " + make_book("T", 2)}
+    found = texts(write_books(books | {"test/t.txt": make_book("T")}))
+    assert_disjoint(found)
+    assert len(found["test"]) == 60 and len(found["validation"]) == 60
+    assert found["train"][60:] == [" A preface that only this edition has.", " It is two sentences long."]
+    assert "split 'train' has 62 sentences; 62 more are left out, as they are in validation or test, too" in caplog.text
+    assert "split 'validation' has 60 sentences; 2 more are left out, as they are in test, too" in caplog.text
+
+
+def test_nothing_is_left_of_a_split(write_books, make_book):
+    books = {"train/a.txt": make_book("A") + "\n", "validation/v.txt": make_book("V"), "test/a.txt": make_book("A")}
+    config = write_books(books)
+    with pytest.raises(DataError, match="split 'train' of .* has 0 sentences of .*more text .60 more are left out, as they are in"):
+        config.open()
+    assert not list(Path(config.cache_dir).glob("sentences/*"))
 
 
 def test_articles_of_wikitext(write_books):
