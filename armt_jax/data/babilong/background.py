@@ -195,7 +195,8 @@ def _mixed_in(config: BackgroundConfig) -> str:
 
 def _numbered(division: Division, split: str, tokenizer: Tokenizer, before: str, min_tokens: int) -> Iterator[tuple[int, bytes]]:
     """(number, text) of the sentences of a split that are long enough and in no later split, as `write_cache` wants documents."""
-    later = {_digest(text) for name in _LATER[split] for part in division.parts[name] for text in _sentences_of(division, name, part)}
+    texts = (text for name in _LATER[split] for part in division.parts[name] for text in _sentences_of(division, name, part))
+    later = np.unique(np.fromiter(map(_digest, texts), np.uint64))
     number = repeated = 0
     for part in division.parts[split]:
         long = 0
@@ -203,7 +204,7 @@ def _numbered(division: Division, split: str, tokenizer: Tokenizer, before: str,
             if not _is_long(before + text, tokenizer, min_tokens):
                 continue
             long += 1
-            if _digest(text) in later:
+            if _is_among(_digest(text), later):
                 repeated += 1
                 continue
             yield number, (before + text).encode()
@@ -237,9 +238,14 @@ def _sentences_of(division: Division, split: str, part: Part) -> Iterator[str]:
             raise DataError(f"{where}: {e}") from e
 
 
-def _digest(text: str) -> bytes:
-    """Of a sentence, in its place: a million of them are to fit into memory."""
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+def _digest(text: str) -> np.uint64:
+    """Stands for a sentence: of a large library's, tens of millions are held in memory."""
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), np.uint64)[0]
+
+
+def _is_among(digest: np.uint64, sorted_N: np.ndarray) -> bool:
+    place = np.searchsorted(sorted_N, digest)
+    return place < len(sorted_N) and sorted_N[place] == digest
 
 
 def _is_long(text: str, tokenizer: Tokenizer, min_tokens: int) -> bool:
