@@ -32,8 +32,9 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
   little to learn from.
 * Stages of few facts are generated even where --config.task.stories names files (and validated on those): the files have 1,800 training
   stories of two facts, which can be learned by heart.
-* RMT and no memory have but attention to find whose room it is, which takes it 800 steps to learn where facts and question stand in one
-  segment of 32 tokens (docs/results/babilong.md). So they begin there. Without a memory that, and more facts, is all there is to learn.
+* RMT and no memory have but attention to find whose room it is. Where facts and question stand in one segment of 32 tokens it learned
+  that in 800 steps once, and not in 1,000 another time; so they begin there. Without a memory that, and more facts, is all there is to
+  learn. **RMT has not learned qa1 by these stages**: it stood still in the first four (docs/results/babilong.md).
 """
 
 from ml_collections import ConfigDict, config_dict
