@@ -11,6 +11,7 @@ writes it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from armt_jax.data.babi.solvers import solve
 from armt_jax.data.babi.story import Story, require_task
-from armt_jax.data.babilong import apart
+from armt_jax.data.babilong import apart, named, torn
 from armt_jax.data.babilong.background import Background, BackgroundConfig, Passages
 from armt_jax.data.babilong.mixing import Sample
 from armt_jax.data.babilong.peeks import Peek, draw_peek, insert_peeks
@@ -26,7 +27,6 @@ from armt_jax.data.babilong.samples import BabilongSamples
 from armt_jax.data.babilong.scoring import LABELS
 from armt_jax.data.babilong.stories import GeneratedStories, StoryFiles, StorySource
 from armt_jax.data.babilong.tokens import Codec, require_compat
-from armt_jax.data.babilong.torn import shortest_block, torn
 from armt_jax.data.errors import DataError
 from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.tasks.base import SPLIT_IDS, Batch, BatchSource, as_sizes, require_batch, require_int, require_sizes
@@ -35,6 +35,8 @@ QUESTIONS = ("running", "apart")
 FACTS = ("running", *apart.FACTS)
 # Stories that are tried for a row; of every published task some fit two segments of 64 tokens.
 _ATTEMPTS = 200
+# Stories that say all the words that facts begin and end with.
+_TOLD = 100
 _WORD = 2**32
 
 
@@ -67,6 +69,8 @@ class BabilongBatches(BatchSource):
         text_weight: loss weight of every token of context and question. Published: 0, the answer alone.
         torn_every: in training, every so many tokens of the text have a piece of a fact in them that is none (torn.py). None: the text as
             it is.
+        named_every: in training, every so many tokens of the text say a word of the facts and tell nothing (named.py). None: as often as
+            the text does.
         compat: "default" or "published", see mixing.py.
     """
 
@@ -87,6 +91,7 @@ class BabilongBatches(BatchSource):
     margin: int | None = None
     text_weight: float = 0.0
     torn_every: int | None = None
+    named_every: int | None = None
     compat: str = "default"
 
     def __post_init__(self) -> None:
@@ -109,8 +114,9 @@ class BabilongBatches(BatchSource):
                 raise DataError(f"{name}={getattr(self, name)} is for task='qa1', whose questions can be made up, not for {self.task!r}")
         if self.margin is not None:
             require_int("margin", self.margin, 0, self.segment_length - 1)
-        if self.torn_every is not None:
-            require_int("torn_every", self.torn_every, 1)
+        for name in ("torn_every", "named_every"):
+            if getattr(self, name) is not None:
+                require_int(name, getattr(self, name), 1)
         if not 0 <= self.text_weight <= 1:
             raise DataError(f"text_weight={self.text_weight} must lie in [0, 1]; an answer's tokens weigh 1")
 
@@ -253,13 +259,23 @@ class BabilongBatches(BatchSource):
 
     def _passages(self, rng, passages: Passages, facts: Sequence[np.ndarray], split: str) -> Passages:
         """The text around these facts."""
-        if self.torn_every is None or split != "train":
+        if split != "train":
             return passages
-        if self.torn_every < shortest_block(facts):
-            raise DataError(
-                f"torn_every={self.torn_every} is too few tokens: pieces of facts as long as these take up to {shortest_block(facts)}"
-            )
-        return torn(passages, facts, self.torn_every, int(rng.integers(_WORD)))
+        if self.named_every is not None:
+            kinds = self._kinds()
+            self._require_room("named_every", named.shortest_block(kinds), "the words of facts with text around them")
+            passages = named.named(passages, kinds, self.named_every, int(rng.integers(_WORD)))
+        if self.torn_every is not None:
+            self._require_room("torn_every", torn.shortest_block(facts), "pieces of facts as long as these")
+            passages = torn.torn(passages, facts, self.torn_every, int(rng.integers(_WORD)))
+        return passages
+
+    def _kinds(self) -> named.Kinds:
+        return _kinds(self.story_source("train"), self.task, self.compat, self.codec)
+
+    def _require_room(self, name: str, needed: int, what: str) -> None:
+        if getattr(self, name) < needed:
+            raise DataError(f"{name}={getattr(self, name)} is too few tokens: {what} take up to {needed}")
 
     def _tried(self, rng, seed: int, split: str, number: int) -> Iterator[tuple[int, Story]]:
         """(index, story): the row's own story, then others that are drawn."""
@@ -305,6 +321,14 @@ class BabilongBatches(BatchSource):
             ids += [asked, said]
             groups += [np.zeros(len(asked), np.int32), np.full(len(said), number, np.int32)]
         return np.concatenate(ids), np.concatenate(groups)
+
+
+@functools.lru_cache(maxsize=16)
+def _kinds(source: StorySource, task: str, compat: str, codec: Codec) -> named.Kinds:
+    """Of the words of a hundred stories."""
+    count = source.count(task, "train", compat)
+    stories = (source.story(task, "train", index, 0, compat) for index in range(_TOLD if count is None else min(_TOLD, count)))
+    return named.kinds_of([fact for story in stories for fact in story.facts], codec)
 
 
 def _questions(rng: np.random.Generator, story: Story, count: int) -> list[Story]:

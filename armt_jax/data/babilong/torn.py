@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from armt_jax.data.babilong.background import Passages
+from armt_jax.data.babilong.overwritten import Overwritten
 
 # Tokens of text between two pieces, at most.
 GAP = 12
@@ -27,33 +28,16 @@ def shortest_block(facts: Sequence[np.ndarray]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TornPassages(Passages):
-    """Passages with a piece of one of `facts` in every `every` places, drawn from `seed` and the place alone: whatever stretch is read, the
-    same ids stand in it."""
+class TornPassages(Overwritten):
+    """Passages with a piece of one of `facts` in every `every` places."""
 
-    facts: tuple[np.ndarray, ...] = ()
-    every: int = 0
-    seed: int = 0
+    facts: tuple[np.ndarray, ...]
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        out = super().read(start, stop)
-        for block in range(start // self.every, -(-stop // self.every)):
-            for place, ids in self._pieces(block):
-                begin, end = max(place, start), min(place + len(ids), stop)
-                if begin < end:
-                    out[begin - start : end - start] = ids[begin - place : end - place]
-        return out
-
-    def _pieces(self, block: int) -> list[tuple[int, np.ndarray]]:
-        """(place, ids) of what stands in the places [block * every, (block + 1) * every)."""
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, block])))
+    def pieces(self, rng):
         kind, one, other = rng.integers([3, len(self.facts), len(self.facts)])
         beginning, end = _beginning(rng, self.facts[one]), _end(rng, self.facts[other])
         gap = int(rng.integers(1, GAP + 1))
-        pieces = [[(0, beginning)], [(0, end)], [(0, beginning), (len(beginning) + gap, end)]][kind]
-        length = pieces[-1][0] + len(pieces[-1][1])
-        first = block * self.every + int(rng.integers(self.every - length + 1))
-        return [(first + at, ids) for at, ids in pieces]
+        return [[(0, beginning)], [(0, end)], [(0, beginning), (len(beginning) + gap, end)]][kind]
 
 
 def _beginning(rng: np.random.Generator, fact: np.ndarray) -> np.ndarray:
@@ -67,5 +51,4 @@ def _end(rng: np.random.Generator, fact: np.ndarray) -> np.ndarray:
 
 
 def torn(passages: Passages, facts: Sequence[np.ndarray], every: int, seed: int) -> TornPassages:
-    fields = {field.name: getattr(passages, field.name) for field in dataclasses.fields(passages)}
-    return TornPassages(**fields, facts=tuple(facts), every=every, seed=seed)
+    return TornPassages.over(passages, every=every, seed=seed, facts=tuple(facts))
