@@ -60,12 +60,18 @@ class NamedPassages(Overwritten):
             place, length = int(places_P[at]), int(lengths_P[at])
             before, behind = (int(n) for n in rng.integers(1, AROUND + 1, size=2))
             first, last = max(place - before, 0), min(place + length + behind, self.tokens)
+            if self._says_other(kind, first, last):
+                continue
             text, word = self.under.read(first, last), np.array(words[int(rng.integers(len(words)))], np.int32)
-            ids = np.concatenate([text[: place - first], word, text[place - first + length :]])
-            others = (other for number, others in enumerate(self.kinds) if number != kind for other in others)
-            if not any(len(_found(ids, other)) for other in others):
-                return [(0, ids)]
+            return [(0, np.concatenate([text[: place - first], word, text[place - first + length :]]))]
         return []
+
+    def _says_other(self, kind: int, first: int, last: int) -> bool:
+        """Whether a word of another kind stands in [first, last), or is cut by its ends."""
+        others = [word for number, words in enumerate(self.kinds) if number != kind for word in words]
+        around = max(map(len, others), default=1) - 1
+        ids = self.under.read(max(first - around, 0), min(last + around, self.tokens))
+        return any(len(_found(ids, word)) for word in others)
 
 
 def named(passages: Passages, kinds: Kinds, every: int, seed: int) -> NamedPassages:

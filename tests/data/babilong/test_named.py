@@ -17,9 +17,13 @@ PEOPLE, ROOMS = "Mary|John|Daniel|Sandra", "office|garden|kitchen|hallway|bathro
 @pytest.fixture
 def background(write_books, make_book):
     """Books that now and then name a garden, or Mary, and once both."""
-    said = " The old garden was as quiet as ever it had been. Nobody had seen poor Mary since the summer began. Mary saw the garden."
+
+    def said(name):
+        return f"{name} looked into the old garden. {name} had not seen poor Mary since the summer. {name} and Mary saw the garden again."
+
     names = {"train": ("Anna", "Boris"), "validation": ("Vera",), "test": ("Tom",)}
-    return write_books({f"{split}/{name}.txt": make_book(name) + f"\n\n{name}:{said}" for split, held in names.items() for name in held})
+    texts = {f"{split}/{name}.txt": f"{make_book(name)}\n\n{said(name)}" for split, held in names.items() for name in held}
+    return write_books(texts)
 
 
 @pytest.fixture
