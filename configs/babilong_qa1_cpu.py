@@ -45,7 +45,7 @@ MEMORIES = {
         name="armt", num_memory_tokens=8, d_mem=32, key_norm="l2", like_writes="share", gate="hard", read_floor=1.0, first_layer=2,
         value_std=None, positions="table",
     ),
-    "rmt": dict(name="rmt", num_memory_tokens=8, positions="table"),
+    "rmt": dict(name="rmt", num_memory_tokens=2, positions="table"),
     "none": dict(name="none"),
 }
 
@@ -91,20 +91,25 @@ def get_config(memory: str = "armt") -> ConfigDict:
             ),
         ]  # fmt: skip
 
+    def quiet(steps):
+        """As the last stage; the text names people and rooms, and writing costs more."""
+        _, last = text(1, steps, memory=dict(write_cost=3e-2))
+        last["task"]["named_every"] = 128
+        return last
+
     cost = {"memory": dict(write_cost=1e-3)}
-    reading = [read(32, 2, 128, steps=1000), read(64, 4, 64, steps=400)]
     stages = {
         "armt": [
             uncut("apart", 8, (6,), 2, 64), uncut("apart", 16, (8,), 4, 64),
             uncut("alone", 32, (8,), 4, 32), uncut("whole", 32, (5, 6, 8), 4, 48, steps=300),
             uncut("whole", 32, (64,), None, 16, **cost), uncut("whole", 128, (5, 6, 8, 12), None, 16, steps=230, **cost),
-            *text(400, 600, **cost),
+            *text(400, 600, **cost), quiet(200),
         ],
         "rmt": [
-            *reading, uncut("apart", 8, (8,), 4, 64), uncut("whole", 32, (5, 6, 8), 4, 48, steps=300),
-            uncut("whole", 128, (5, 6, 8, 12), None, 16, steps=230), *text(300, 300),
+            read(32, 2, 128, steps=800), uncut("apart", 8, (6,), 2, 128, steps=400), uncut("whole", 32, (5, 6, 8), 4, 48, steps=200),
+            uncut("whole", 128, (5, 6, 8, 12), None, 16, steps=100), *text(150, 150),
         ],
-        "none": [*reading, read(128, None, 32, steps=200), *text(200, 300)],
+        "none": [read(32, 2, 128, steps=1000), read(64, 4, 64, steps=400), read(128, None, 32, steps=200), *text(200, 300)],
     }  # fmt: skip
     c.train = dict(
         log_every=25, validate_every=50, validation_batches=8, checkpoint_every=200, keep_optimizer=True,
