@@ -30,11 +30,12 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
   several; and the newest room displaces the old one, however many wrote it.
 * Up to four questions about each row, and in running text eight times on its way, too (peeks): an answer of two tokens in four thousand is
   little to learn from.
+* In a last stage the text says people and rooms without a fact (named_every), and writing costs thirty times as much: of segments of mere
+  text 83 and 54 in 100 wrote before, 2 or 3 after, and a million tokens wore off less.
 * Stages of few facts are generated even where --config.task.stories names files (and validated on those): the files have 1,800 training
   stories of two facts, which can be learned by heart.
-* RMT and no memory have but attention to find whose room it is. Where facts and question stand in one segment of 32 tokens it learned
-  that in 800 steps once, and not in 1,000 another time; so they begin there. Without a memory that, and more facts, is all there is to
-  learn. **RMT has not learned qa1 by these stages**: it stood still in the first four (docs/results/babilong.md).
+* RMT and no memory have but attention to find whose room it is. Where facts and question stand in one segment of 32 tokens it learns that
+  in 300 to 800 steps, or not in 1,000; so they begin there. Without a memory that, and more facts, is all there is to learn.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -56,7 +56,8 @@ def test_every_stage_is_a_program(resolved, name, variant):
 @pytest.mark.parametrize("name", ["babilong_qa1_cpu", "babilong_qa1_h200"])
 def test_the_curriculum(resolved, name):
     """A segment for each fact, which opens it, then stands anywhere in it, then shares it; then running text. Facts become more, and
-    segments longer; the last stage keeps memories and decays what is not needed."""
+    segments longer; the last stage keeps memories, decays what is not needed, and shuts
+    the gates at text."""
     config = resolved(shipped(name, "armt"))
     order = ("apart", "alone", "whole", "running")
     places = [order.index(source.facts) for source in config.tasks]
@@ -65,15 +66,15 @@ def test_the_curriculum(resolved, name):
     assert counts == sorted(counts) and counts[0] == 2 and counts[-1] == 99
     assert all(source.generate == (source.max_facts is not None) for source in config.tasks), "files have few stories of few facts"
     lengths, costs = [source.segment_length for source in config.tasks], [model.memory.write_cost for model in config.models]
-    assert lengths == sorted(lengths) and all(stage.stop_at for stage in config.train.stages[:-1])
-    assert costs == sorted(costs) and costs[0] == 0 and costs[places.index(3)] == costs[-1] > 0
+    assert lengths == sorted(lengths) and all(stage.stop_at or stage.keep_memory for stage in config.train.stages)
+    assert costs == sorted(costs) and costs[0] == 0 and costs[-1] == 30 * costs[places.index(3)] > 0
     last, memory = config.train.stages[-1], config.model.memory
     assert last.keep_memory == 0.8 and config.carries_memory(len(lengths) - 1)
     assert last.weight_decay > 0 and last.schedule == "cosine"
     assert memory.like_writes == "share" and memory.beta_max == 1 and 0 < memory.first_layer < config.model.backbone.num_layers
     assert all(source.peeks == (8 if source.facts == "running" else 0) for source in config.tasks)
-    torn = [source.torn_every is not None for source in config.tasks]
-    assert torn[:-1] == [False] * (len(lengths) - 1), "too early they keep a model from learning what it is there for"
+    named = [source.named_every is not None for source in config.tasks]
+    assert named == [False] * (len(lengths) - 1) + [True], "too early they keep a model from learning what it is there for"
 
 
 def test_the_checkpoint_of_one_h200_is_small_enough_to_keep():
