@@ -1,7 +1,7 @@
 """BABILong qa1 from scratch on one H200, then 1M, 10M and 50M tokens.
 
     python train.py --config=configs/babilong_qa1_h200.py:armt --config.task.background.path=BOOKS        one of armt | rmt | none
-    python eval.py --workdir=runs/babilong_qa1_h200-armt --sweep=configs/sweeps/babilong_50m.py
+    python eval.py --workdir=runs/babilong_qa1_h200-armt --checkpoint=last --sweep=configs/sweeps/babilong_50m.py
 
 BOOKS is any folder of *.txt. Published stories: --config.task.stories=DIR (of en-10k); without it they are generated. A SentencePiece model
 of 4,096 pieces is trained on the text, or given: --config.task.background.tokenizer_path=FILE.
@@ -54,7 +54,8 @@ def get_config(memory: str = "armt") -> ConfigDict:
         ),
     )  # fmt: skip
 
-    cost = {"memory": dict(write_cost=1e-3)} if memory == "armt" else {}
+    def cost(nats):
+        return dict(memory=dict(write_cost=nats)) if memory == "armt" else {}
 
     def uncut(facts, T, segments, max_facts, batch_size, steps=1000, **more):
         """No segment's end cuts a fact, and every question has a segment."""
@@ -62,11 +63,9 @@ def get_config(memory: str = "armt") -> ConfigDict:
         task = dict(facts=facts, question=question, segment_length=T, segments=segments, max_facts=max_facts, generate=generate)
         return dict(task=task, steps=steps, batch_size=batch_size, stop_at=0.97, **more)
 
-    def running(steps, write_cost, **more):
-        named_every = more.pop("named_every", None)
+    def running(steps, write_cost, named_every=None, **more):
         task = dict(segment_length=512, segments=(8, 32), peeks=8, named_every=named_every)
-        cost = {"memory": dict(write_cost=write_cost)} if memory == "armt" else {}
-        return dict(task=task, steps=steps, batch_size=32, **cost, **more)
+        return dict(task=task, steps=steps, batch_size=32, **cost(write_cost), **more)
 
     c.train = dict(
         log_every=50, validate_every=50, validation_batches=2, checkpoint_every=500, keep_optimizer=True, data_workers=12,
@@ -75,7 +74,8 @@ def get_config(memory: str = "armt") -> ConfigDict:
         stages=[
             uncut("apart", 8, (6,), 2, 128), uncut("apart", 16, (8,), 4, 128),
             uncut("alone", 64, (8,), 4, 128), uncut("whole", 64, (5, 6, 8), 4, 128, steps=300),
-            uncut("whole", 64, (64,), None, 64, steps=150, **cost), uncut("whole", 512, (5, 6, 8, 12), None, 32, steps=250, **cost),
+            uncut("whole", 64, (64,), None, 64, steps=150, **cost(1e-3)),
+            uncut("whole", 512, (5, 6, 8, 12), None, 32, steps=250, **cost(1e-3)),
             running(300, 1e-3, stop_at=0.95),
             # The learning rate, summed over a cosine of 450 steps, is 0.16, which times the decay gives 0.1.
             running(450, 3e-2, named_every=256, schedule="cosine", weight_decay=0.6, keep_memory=0.8),

@@ -8,7 +8,7 @@ import pytest
 from armt_jax.telemetry import jsonl
 from tests.commands import ROOT, start
 
-# Of the shipped stages every fourth one and the last: each is compiled.
+# Three of the shipped stages, the last among them: each is compiled.
 CONFIG = """
 import runpy
 shipped = runpy.run_path({path!r})

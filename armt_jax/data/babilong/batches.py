@@ -262,16 +262,13 @@ class BabilongBatches(BatchSource):
         if split != "train":
             return passages
         if self.named_every is not None:
-            kinds = self._kinds()
+            kinds = _kinds(self.story_source("train"), self.task, self.compat, self.codec)
             self._require_room("named_every", named.shortest_block(kinds), "the words of facts with text around them")
             passages = named.named(passages, kinds, self.named_every, int(rng.integers(_WORD)))
         if self.torn_every is not None:
             self._require_room("torn_every", torn.shortest_block(facts), "pieces of facts as long as these")
             passages = torn.torn(passages, facts, self.torn_every, int(rng.integers(_WORD)))
         return passages
-
-    def _kinds(self) -> named.Kinds:
-        return _kinds(self.story_source("train"), self.task, self.compat, self.codec)
 
     def _require_room(self, name: str, needed: int, what: str) -> None:
         if getattr(self, name) < needed:

@@ -59,19 +59,17 @@ class NamedPassages(Overwritten):
             at = int(rng.integers(len(places_P)))
             place, length = int(places_P[at]), int(lengths_P[at])
             before, behind = (int(n) for n in rng.integers(1, AROUND + 1, size=2))
+            # What stands around is read, too: the ends of a piece may cut a word of another kind.
+            others = [word for number, held in enumerate(self.kinds) if number != kind for word in held]
+            cut = max(map(len, others), default=1) - 1
             first, last = max(place - before, 0), min(place + length + behind, self.tokens)
-            if self._says_other(kind, first, last):
+            begin = max(first - cut, 0)
+            ids = self.under.read(begin, min(last + cut, self.tokens))
+            if any(len(_found(ids, other)) for other in others):
                 continue
-            text, word = self.under.read(first, last), np.array(words[int(rng.integers(len(words)))], np.int32)
-            return [(0, np.concatenate([text[: place - first], word, text[place - first + length :]]))]
+            word = np.array(words[int(rng.integers(len(words)))], np.int32)
+            return [(0, np.concatenate([ids[first - begin : place - begin], word, ids[place + length - begin : last - begin]]))]
         return []
-
-    def _says_other(self, kind: int, first: int, last: int) -> bool:
-        """Whether a word of another kind stands in [first, last), or is cut by its ends."""
-        others = [word for number, words in enumerate(self.kinds) if number != kind for word in words]
-        around = max(map(len, others), default=1) - 1
-        ids = self.under.read(max(first - around, 0), min(last + around, self.tokens))
-        return any(len(_found(ids, word)) for word in others)
 
 
 def named(passages: Passages, kinds: Kinds, every: int, seed: int) -> NamedPassages:

@@ -56,8 +56,7 @@ def test_every_stage_is_a_program(resolved, name, variant):
 @pytest.mark.parametrize("name", ["babilong_qa1_cpu", "babilong_qa1_h200"])
 def test_the_curriculum(resolved, name):
     """A segment for each fact, which opens it, then stands anywhere in it, then shares it; then running text. Facts become more, and
-    segments longer; the last stage keeps memories, decays what is not needed, and shuts
-    the gates at text."""
+    segments longer; the last stage keeps memories, decays what is not needed, and shuts the gates at text."""
     config = resolved(shipped(name, "armt"))
     order = ("apart", "alone", "whole", "running")
     places = [order.index(source.facts) for source in config.tasks]
