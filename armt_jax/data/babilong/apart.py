@@ -77,13 +77,14 @@ def lay_apart(
     if segment_of is None or max(len(asked) + len(said) for asked, said in questions) > T:
         return None
     ids, group, real = (np.zeros(segments * T + 1, kind) for kind in (np.int32, np.int32, bool))
-    text = int(passages.place(int(rng.integers(passages.num_sentences))))
+    first = int(passages.place(int(rng.integers(passages.num_sentences))))
+    text, used = passages.read(first, first + segments * T), 0
 
     def fill(begin: int, end: int) -> None:
-        nonlocal text
-        ids[begin:end] = passages.read(text, text + end - begin)
+        nonlocal used
+        ids[begin:end] = text[used : used + end - begin]
         real[begin:end] = True
-        text += end - begin
+        used += end - begin
 
     for segment in range(before):
         here = [fact for fact, its in zip(facts, segment_of, strict=True) if its == segment]

@@ -52,24 +52,23 @@ class NamedPassages(Overwritten):
     def pieces(self, rng):
         for _ in range(_TRIES):
             kind = int(rng.integers(len(self.kinds)))
-            words = self.kinds[kind]
-            places_P, lengths_P = _places(self.file, self.dtype, self.tokens, words)
+            places_P, ends_P = self._places(kind)
             if not len(places_P):
                 continue
             at = int(rng.integers(len(places_P)))
-            place, length = int(places_P[at]), int(lengths_P[at])
+            place, end = int(places_P[at]), int(ends_P[at])
             before, behind = (int(n) for n in rng.integers(1, AROUND + 1, size=2))
-            # What stands around is read, too: the ends of a piece may cut a word of another kind.
-            others = [word for number, held in enumerate(self.kinds) if number != kind for word in held]
-            cut = max(map(len, others), default=1) - 1
-            first, last = max(place - before, 0), min(place + length + behind, self.tokens)
-            begin = max(first - cut, 0)
-            ids = self.under.read(begin, min(last + cut, self.tokens))
-            if any(len(_found(ids, other)) for other in others):
+            first, last = max(place - before, 0), min(end + behind, self.tokens)
+            if any(_any_within(*self._places(other), first, last) for other in range(len(self.kinds)) if other != kind):
                 continue
+            words = self.kinds[kind]
             word = np.array(words[int(rng.integers(len(words)))], np.int32)
-            return [(0, np.concatenate([ids[first - begin : place - begin], word, ids[place + length - begin : last - begin]]))]
+            ids = self.under.read(first, last)
+            return [(0, np.concatenate([ids[: place - first], word, ids[end - first :]]))]
         return []
+
+    def _places(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
+        return _places(self.file, self.dtype, self.tokens, self.kinds[kind])
 
 
 def named(passages: Passages, kinds: Kinds, every: int, seed: int) -> NamedPassages:
@@ -78,10 +77,19 @@ def named(passages: Passages, kinds: Kinds, every: int, seed: int) -> NamedPassa
 
 @functools.lru_cache(maxsize=64)
 def _places(file: Path, dtype: np.dtype, tokens: int, words: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(place, length) of every occurrence of the words in the text."""
+    """(beginning, end) of every occurrence of the words in the text, in order."""
     ids = np.fromfile(file, dtype, min(tokens, SEARCHED))
     found = [(_found(ids, word), len(word)) for word in words]
-    return np.concatenate([places for places, _ in found]), np.concatenate([np.full(len(places), length) for places, length in found])
+    places_P = np.concatenate([places for places, _ in found])
+    ends_P = np.concatenate([places + length for places, length in found])
+    order = np.lexsort((ends_P, places_P))
+    return places_P[order], ends_P[order]
+
+
+def _any_within(places_P: np.ndarray, ends_P: np.ndarray, first: int, last: int) -> bool:
+    """Whether an occurrence has a token among [first, last), be it cut."""
+    began = int(np.searchsorted(places_P, last))
+    return bool(began) and ends_P[began - 1] > first
 
 
 def _found(ids_N: np.ndarray, word: Sequence[int]) -> np.ndarray:

@@ -6,12 +6,14 @@ A story is a pure function of its arguments, so any worker may make any of them,
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from armt_jax.data.babi.story import Story, require_task
 from armt_jax.data.babi.worlds import carrying, giving, present, relations, reports, where
+from armt_jax.data.babi.worlds.telling import BETWEEN
 from armt_jax.data.errors import DataError
 
 WORLDS: dict[str, Callable[[np.random.Generator], Iterator[Story]]] = {
@@ -48,9 +50,21 @@ def generate(task: str, seed: int, index: int, split: str = "train") -> Story:
         seed: of the data set. index: of the question in it. Both from 0 to 2**32 - 1.
         split: "train", "validation" or "test", which are separate streams.
     """
+    return _drawn(task, seed, index, split, math.inf)
+
+
+def generate_short(task: str, seed: int, index: int, split: str, max_facts: int) -> Story | None:
+    """`generate`, or None where that story has more than so many facts: often without telling it."""
+    return _drawn(task, seed, index, split, max_facts)
+
+
+def _drawn(task: str, seed: int, index: int, split: str, max_facts: float) -> Story | None:
     rng = _generator(task, seed, index, split)
     number = int(rng.integers(questions_per_story(task)))
-    return next(itertools.islice(WORLDS[task](rng), number, None))
+    if BETWEEN * (number + 1) > max_facts:
+        return None
+    story = next(itertools.islice(WORLDS[task](rng), number, None))
+    return story if len(story.facts) <= max_facts else None
 
 
 def generate_story(task: str, seed: int, index: int, split: str = "train") -> tuple[Story, ...]:

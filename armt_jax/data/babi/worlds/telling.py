@@ -11,8 +11,9 @@ import numpy as np
 from armt_jax.data.babi.story import Story
 from armt_jax.data.babi.worlds.words import choose
 
-# Events between two chances to ask, and events that a question may be about.
-_BETWEEN = 2
+# Events between two chances to ask. So question n of a story (counted from 1) stands behind n times as many facts, at least.
+BETWEEN = 2
+# Events that a question may be about.
 _RECENT = 5
 
 
@@ -57,7 +58,7 @@ def tell(rng: np.random.Generator, task: str, happen: Callable[[], Event], ask: 
     """
     events: list[Event] = []
     while True:
-        events.extend(happen() for _ in range(_BETWEEN))
+        events.extend(happen() for _ in range(BETWEEN))
         recent = np.arange(max(0, len(events) - _RECENT), len(events))
         for about in rng.permutation(recent).tolist():
             asked = ask(rng, events, about)
