@@ -59,7 +59,7 @@ def get_config(memory: str = "armt") -> ConfigDict:
             stage("rewrite", 16, 16, 300, stop_at=0.99),
             # What carries beyond the trained length: four rows of five go on with the memory of the row before, so the model learns to
             # write over what is there already; and the weight decay, against what piles up in A where nobody asks.
-            stage("rewrite", 16, (16, 48), 1000, batch_size=32, learning_rate=1.4e-3, schedule="cosine", weight_decay=1.0, keep_memory=0.8),
+            stage("rewrite", 16, (16, 48), 650, batch_size=32, learning_rate=1.4e-3, schedule="cosine", weight_decay=1.0, keep_memory=0.8),
         ],
     )  # fmt: skip
     c.evaluation = dict(batch_size=64, batches=8)
