@@ -6,8 +6,8 @@
 The task (ARMT paper, arXiv 2407.04841, section 4.1): key-value pairs arrive one per segment; keys repeat, so later values overwrite earlier
 ones; then four queries ask for the newest value of a key. Nothing but the memory crosses a segment's end.
 
-Found (armt, exact match, seeds 0, 1, 2, mean ± deviation, commit 0b9b370): 0.996 ± 0.007 at 48 pairs, 0.994 ± 0.010 at 128, 0.994 ± 0.009
-at 500. Time: 278 s, and 12 minutes 52 seconds for the whole job, on 2 CPU cores (commit 201bc39). More: docs/results/quickstart.md.
+Found (armt, exact match, seeds 0, 1, 2, mean ± deviation, commit 91d4b30): 0.998 ± 0.003 at 48 pairs, 0.999 ± 0.001 at 128, 0.998 ± 0.003
+at 500. Time: 211 s, and 10 minutes 53 seconds for the whole job, on 2 CPU cores. More: docs/results/quickstart.md.
 
 What differs from the published recipe (configs/associative_retrieval.py), and why: a small model on 16 keys sits at chance for thousands of
 steps until key matching clicks. A curriculum over the key alphabet (2, 3, 4, 6, 8, 16 keys) breaks that plateau in seconds; unit-length
