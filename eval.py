@@ -16,6 +16,8 @@ results.csv and results.jsonl have the figures; by_segment and by_position (csv,
     [--data_path=DIR]  where the text lies now, if it has moved        [--samples=2 --sample_tokens=256 --temperature=0.8]
 
 A run on BABILong answers samples of any length, read as streams (armt_jax/evaluation/babilong.py): table.md, heatmap.png, samples.jsonl.
+Its files hold all sweeps of a checkpoint (no results.earlier.jsonl; results.png where there are several lengths), it is not shared (no
+--share, no --merge), and rows that do not divide over the mesh are read by every device.
     [--stories=DIR]  ask about the published bAbI files there; without it, about stories of the kind that the run was trained on
 """
 

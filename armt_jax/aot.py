@@ -6,7 +6,8 @@
     python -m armt_jax.aot --config=configs/scale.py:llama-pipeline --topology=h100:2x8
 
 Prints bytes per chip, operations per step, and what chips exchange; of a curriculum, those of the stage with the largest batches. Exit code
-1: it does not fit the chip's memory, or the config is wrong. No data is read: of a text, the config says enough.
+1: it does not fit the chip's memory, or the config is wrong. Of a text no data is read, the config says enough; of BABILong a batch is
+made, so its background must be there.
 """
 
 import dataclasses
@@ -200,6 +201,7 @@ def refused_row(name: str, topology: str, error: DoesNotFit) -> str:
 def add_row(path: Path, line: str) -> None:
     """Appends a row; the first one of a file comes after a header."""
     text = path.read_text() if path.exists() else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + ("" if HEADER in text else HEADER) + line)
 
 

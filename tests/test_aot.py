@@ -58,6 +58,8 @@ def test_rows_gather_below_one_header(tmp_path):
     aot.add_row(path, aot.refused_row("scale:y", "v5e:4x4", error))
     text = path.read_text()
     assert text.startswith("# Title\n\n" + aot.HEADER) and text.count("| config |") == 1
+    aot.add_row(tmp_path / "new" / "aot.md", aot.row(FOUND))
+    assert (tmp_path / "new" / "aot.md").read_text() == aot.HEADER + aot.row(FOUND)
     assert "| 21.04G | 16.00 | no |" in text.splitlines()[-1]
 
 

@@ -180,7 +180,9 @@ def show(trained: Trained, rows: Sequence[Mapping[str, Any]], directory: Path) -
 
 
 def point_config(trained: Trained, point: Mapping[str, Any]) -> Config:
-    config = resolve_point(override(trained.raw, point))
+    # Questions can be made up about qa1 alone; an evaluation makes none up.
+    told = {} if point.get("task.task") in (None, trained.config.task.task) else {"task.questions": 1, "task.peeks": 0}
+    config = resolve_point(override(trained.raw, told | dict(point)))
     if not isinstance(config.task, BabilongBatches):
         raise ValueError(f"config: override {dict(point)} makes another task of a run on {BabilongBatches.name!r}")
     now, then = config.task.opened().fingerprint, trained.config.task.opened().fingerprint

@@ -6,7 +6,8 @@
     python -m armt_jax.launch gke    --name=NAME --image=IMAGE --hosts=4 --volume=CLAIM:PATH -- train.py --config=... --workdir=...
 
 What follows -- runs as every process of one job (train.py); or, for eval.py, as so many workers, each with its share of the sweep.
---dry_run prints what would be run, as a script that can be read, kept and run. Flags of each: python -m armt_jax.launch slurm --help.
+--dry_run prints what would be run, to be read and kept: a script, or of gke the manifest that `kubectl create -f -` gets.
+Flags of each: python -m armt_jax.launch slurm --help.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """BABILong: facts of bAbI hidden in the text of books, at any length, and answers scored.
 
-samples = BabilongSamples("qa1", "test", 10_000_000, BackgroundConfig("/data/books"), StoryFiles("/data/babi/en-10k"))
+background = BackgroundConfig("/data/books", tokenizer="sentencepiece")     # trained on the books; or "gpt2", with tokenizer_path
+samples = BabilongSamples("qa1", "test", 10_000_000, background, StoryFiles("/data/babi/en-10k"))
 sample = samples.sample(0)
 for chunk in sample.chunks(4096):       # or sample.context(), whole
     ...

@@ -96,7 +96,7 @@ class BabilongBatches(BatchSource):
 
     def __post_init__(self) -> None:
         if not isinstance(self.background, BackgroundConfig):
-            raise DataError(f"background={self.background!r} must be a BackgroundConfig, like BackgroundConfig('/data/books')")
+            raise DataError(f"background={self.background!r} must be a BackgroundConfig, as BackgroundConfig('books', tokenizer='bytes')")
         require_task(self.task)
         require_compat(self.compat)
         require_int("segment_length", self.segment_length, 8)

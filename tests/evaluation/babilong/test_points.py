@@ -115,3 +115,10 @@ def test_passes_of_one_length_and_of_many(trained):
     assert [one.identity(elsewhere, length) for length in one.lengths] == ids
     other = dataclasses.replace(one, config=dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch_size=1)))
     assert [other.identity(trained, length) for length in one.lengths] == ids and len(set(ids)) == 2
+
+
+def test_a_run_that_made_questions_up_is_asked_about_another_task(trained, tmp_path):
+    raw = override(trained.raw, {"task.questions": 3, "task.peeks": 2, "train.stages": [{"steps": 2, "task": {"segments": 6}}]})
+    made = dataclasses.replace(trained, raw=raw, config=resolve(raw))
+    (row,) = sweeps.run_sweep(made, [{"task.task": "qa4", "evaluation.lengths": 300, "evaluation.samples": 2}], tmp_path)
+    assert row["task"] == "qa4" and row["samples"] == 2
