@@ -37,6 +37,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none that fits could be read."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """The one checkpoint that was asked for is damaged."""
+
+
 class Restored(NamedTuple):
     step: int
     state: PyTree
@@ -241,7 +245,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest rank, the earliest of several; the latest step when none has a rank."""
-        best = retention.best_step(self._ranks([step for step in self.steps() if step not in self._damaged]))
+        best = retention.best_step(self._ranks([step for step in self.steps() if step not in self._damaged], all_sound=True))
         return self.latest_step() if best is None else best
 
     def read_meta(self, step: int) -> dict:
@@ -250,12 +254,15 @@ class Checkpoints:
         except Damaged as damage:
             raise self._is_damaged(step, damage) from damage
 
-    def _ranks(self, steps: list[int]) -> dict[int, float | None]:
+    def _ranks(self, steps: list[int], *, all_sound: bool = False) -> dict[int, float | None]:
+        """Of those whose records can be read. all_sound: raises CheckpointError for one that cannot be read now, and might be the best."""
         ranks = {}
         for step in steps:
             try:
                 ranks[step] = together(lambda step=step: self._read_record(step))["rank"]
             except Damaged as damage:
+                if all_sound and damage.passing:
+                    raise self._may_be_sound(step, damage) from damage
                 logging.warning("Cannot rank the damaged checkpoint %s: %s", self._path(step), damage)
         return ranks
 
@@ -289,10 +296,7 @@ class Checkpoints:
                 return Restored(candidate, *self._load(candidate, target))
             except Damaged as damage:
                 if damage.passing:
-                    raise CheckpointError(
-                        f"The checkpoint {self._path(candidate)} may be sound, but {damage}. Nothing was changed: see to the file system "
-                        "and start again. If it stays so, move that folder away, and the one before it is taken"
-                    ) from damage
+                    raise self._may_be_sound(candidate, damage) from damage
                 if step != candidate and jax.process_count() == 1 and candidate not in self.steps():
                     return self.restore(target, step=step)  # the run that writes here has deleted it meanwhile, and has others
                 self._damaged.add(candidate)
@@ -315,7 +319,7 @@ class Checkpoints:
         if wanted == "last":
             return newest_first
         if wanted == "best":
-            ranks = {step: rank for step, rank in self._ranks(newest_first).items() if rank is not None}
+            ranks = {step: rank for step, rank in self._ranks(newest_first, all_sound=True).items() if rank is not None}
             best_first = sorted(sorted(ranks), key=ranks.get, reverse=True)  # stable: the earliest of several
             return best_first + [step for step in newest_first if step not in ranks]
         if wanted not in newest_first:
@@ -355,9 +359,15 @@ class Checkpoints:
             name: jnp.zeros(w.shape, w.dtype, device=w.sharding) for name, w in wanted.items() if not w.size
         }
 
-    def _is_damaged(self, step: int, damage: Damaged) -> CheckpointError:
+    def _may_be_sound(self, step: int, damage: Damaged) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint {self._path(step)} may be sound, but {damage}. Nothing was changed: see to the file system "
+            "and start again. If it stays so, move that folder away, and the one before it is taken"
+        )
+
+    def _is_damaged(self, step: int, damage: Damaged) -> DamagedCheckpoint:
         remedy = f"give another of {self.steps()}, or 'last' for the newest sound one"
-        return CheckpointError(f"The checkpoint {self._path(step)} is damaged: {damage}; {remedy}")
+        return DamagedCheckpoint(f"The checkpoint {self._path(step)} is damaged: {damage}; {remedy}")
 
     def close(self) -> None:
         """Waits for the save under way; raises CheckpointError if it failed."""

@@ -90,7 +90,7 @@ def passes(config: Config) -> list[Pass]:
     """One for each length; with `facts_within` one for all.
 
     Raises:
-        ValueError: lengths that their facts do not fit.
+        ValueError: lengths that their facts do not fit, answers longer than `new_tokens`.
     """
     source, settings = config.task, config.evaluation
     longest = source.row_length(source.size) - 1
@@ -100,7 +100,13 @@ def passes(config: Config) -> list[Pass]:
     made = [Pass(config, source.samples(settings.split, max(group), SAMPLES_SEED, within), group) for group in groups]
     for each in made:  # every sample fits, or nothing is run
         for index in each.indices:
-            each.document(index)
+            sample = each.document(index).sample
+            needed = len(sample.answer_ids) - 1  # the end token is not missed
+            if needed > settings.new_tokens:
+                raise ValueError(
+                    f"evaluation.new_tokens={settings.new_tokens} is too few for the answer {sample.story.answer!r} ({source.task}, story "
+                    f"{index}), which has {needed} tokens and would count as wrong: give at least {needed}"
+                )
     return made
 
 
@@ -122,8 +128,7 @@ def run(
         planned += [(each, point) for each in passes(config)]
     _require_places(trained, [each for each, _ in planned], label)
     path = directory / "results.jsonl"
-    held = report.read_results(path) if path.exists() else []
-    known, rows = {row["id"]: row for row in held}, {}
+    known, rows = {row["id"]: row for row in (report.read_results(path) if path.exists() else [])}, {}
     for each, point in planned:
         for row in run_pass(trained, each, directory):
             # Where all was answered before, how it was read is in the earlier row.
@@ -131,7 +136,8 @@ def run(
             if row != known.get(row["id"]):
                 report.append_result(row, path)
             rows[row["id"]] = row
-    shown = _in_order(_all_results(held, list(rows.values()), trained.step))
+    # Read again: another evaluation of the run may have added its own meanwhile.
+    shown = _in_order(_all_results(report.read_results(path), list(rows.values()), trained.step))
     babilong_report.write(shown, directory)
     _write_facts({row["id"] for row in shown}, directory)
     return _in_order(rows.values())
@@ -215,7 +221,7 @@ def _read(trained: Trained, work: Pass, ids, todo: list[int], done: dict, direct
     if memory:
         how["timed"] = _set_schedule(reader, work, streams.calls[-1], of_pass, _begun_under(work, ids, done), directory)
     how["schedule"] = reader.schedule
-    streams.resume(saved, of_pass)
+    streams.resume(saved, of_pass, lambda index, asked: all((name, index) in done for name in ids[:asked]))
     total = len(work.indices) * max(work.lengths)
     before = total - sum(max(work.lengths) - row_start(streams, index, reader.segment_length) for index in todo)
     name = f"{work.samples.task}, {report.format_size(max(work.lengths))}: token"

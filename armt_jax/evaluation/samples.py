@@ -1,5 +1,6 @@
 """Continuations of a text that a trained run has not seen: prompts from the test split, and what follows them in truth."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
+from armt_jax.data.tokenizers import Tokenizer
 from armt_jax.evaluation.evaluate import Trained
 from armt_jax.generation import Sampling, generate
 from armt_jax.telemetry import jsonl
@@ -61,7 +63,7 @@ def write_samples(trained: Trained, directory: Path, *, count: int, new_tokens: 
     model = nnx.merge(steps.abstract_model(trained.config.model)[0], trained.params)
     key = jax.random.key(trained.config.seed)
     out = generate(model, given, max_new_tokens=new_tokens, sampling=Sampling(temperature=temperature), key=key)
-    decode = source.corpus.open().tokenizer.decode
+    decode = functools.partial(_decoded, source.corpus.open().tokenizer)
     samples = [
         {"prompt": decode(prompt), "continuation": decode(new), "text": decode(rest)}
         for prompt, new, rest in zip(given, np.asarray(out.tokens_BxG), truth, strict=True)
@@ -69,6 +71,12 @@ def write_samples(trained: Trained, directory: Path, *, count: int, new_tokens: 
     directory.mkdir(parents=True, exist_ok=True)
     jsonl.replace_text(directory / "samples.txt", "".join(map(_page, samples)))
     return samples
+
+
+def _decoded(tokenizer: Tokenizer, ids_N: np.ndarray) -> str:
+    """With U+FFFD for every id that the model has and the tokenizer has not."""
+    unknown = np.flatnonzero(ids_N >= tokenizer.vocab_size)
+    return "\ufffd".join(tokenizer.decode(part[part < tokenizer.vocab_size]) for part in np.split(ids_N, unknown))
 
 
 def _page(sample: dict[str, str]) -> str:

@@ -326,9 +326,9 @@ class Streams:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def resume(self, path: Path, identity: str) -> bool:
-        """Goes on from a save of the same evaluation under the same schedule. Rows whose documents are no longer to do start anew; False:
-        there is no such save.
+    def resume(self, path: Path, identity: str, answered: Callable[[int, int], bool] = lambda key, asked: True) -> bool:
+        """Goes on from a save of the same evaluation under the same schedule. Rows whose documents are no longer to do start anew, and so
+        do those of which not all of the first questions that were asked are `answered(key, how many)`; False: there is no such save.
 
         With fewer rows than were saved, the documents of those beyond start from their beginning.
         """
@@ -344,7 +344,8 @@ class Streams:
             return False
         if len(leaves) != len(jax.tree.leaves(self.state)):
             return False
-        kept = [(i, place) for i, place in enumerate(meta["rows"]) if place is not None and place[0] in self.todo][: len(self.rows)]
+        there = [(i, place) for i, place in enumerate(meta["rows"]) if place is not None and place[0] in self.todo]
+        kept = [(i, place) for i, place in there if answered(place[0], place[2])][: len(self.rows)]
         if not kept:
             return False
         old = jax.tree.unflatten(jax.tree.structure(self.state), leaves)

@@ -114,7 +114,8 @@ def default_points(trained: Trained) -> list[dict[str, Any]]:
     if held:
         readings.append({"data.stream": "windows", "data.segments": empty, "data.stride": empty * T})
     if carry.remembers(trained.config.model):
-        readings = [{**point, **memory} for point in readings for memory in ({}, {"evaluation.memory": "off"})]
+        other = {"evaluation.memory": "off" if trained.config.evaluation.memory == "on" else "on"}
+        readings = [{**point, **memory} for point in readings for memory in ({}, other)]
     if held:
         readings.append({"data.stream": "windows", "data.segments": slid, "data.stride": max(1, slid * T // 2)})
     return readings
@@ -162,6 +163,9 @@ def run(
     planned = [(dict(point), point_config(trained.raw, point), identity(trained, point)) for point in points]
     for point, config, _ in planned:
         check_point(trained, point, config)
+    names = [(describe(config, point), config.seed) for point, config, _ in planned]
+    if twice := next((pair for pair in names if names.count(pair) > 1), None):
+        raise ValueError(f"two points of the sweep are {twice[0]!r}, and a plot has one curve for them: leave one out, or make two sweeps")
     meshes = {rows: mesh_for(trained.mesh, rows) for rows in sorted({config.evaluation.batch_size for _, config, _ in planned})}
     results, mine = Results(directory, share), share.of(planned)
     progress = Progress(len(mine), "reading", enabled=is_main())

@@ -82,7 +82,8 @@ def state_error(peer_state: Any, state: Any) -> float | None:
         pairs = [(peer_state.A, state.layers.A_BxHxKxd), (peer_state.z, state.layers.z_BxHxK)]
     elif peer_state.tokens is not None:
         pairs = [(peer_state.tokens, state.tokens)]
-    return max((_relative(a.detach().numpy(), np.asarray(b)) for a, b in pairs), default=None)
+    # NumPy's maximum, here and below: Python's passes over a NaN.
+    return float(np.max([_relative(a.detach().numpy(), np.asarray(b)) for a, b in pairs])) if pairs else None
 
 
 class Row(NamedTuple):
@@ -196,9 +197,9 @@ def rounding(model: MemoryTransformer, peer: Any, seed: int = 0) -> dict[str, fl
     peer.double()
     long = outputs()
     peer.float()
-    worst = {"logits": max(logit_error(a, b)[0] for (a, _), (b, _) in zip(short, long, strict=True))}
+    worst = {"logits": float(np.max([logit_error(a, b)[0] for (a, _), (b, _) in zip(short, long, strict=True)]))}
     states = [_relative(a, b) for (_, some), (_, others) in zip(short, long, strict=True) for a, b in zip(some, others, strict=True)]
-    return worst | ({"state": max(states)} if states else {})
+    return worst | ({"state": float(np.max(states))} if states else {})
 
 
 def compare_backbone(model: MemoryTransformer, peer: Any, seed: int = 0) -> list[Figure]:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +111,8 @@ def _read_bin(path: Path) -> dict[str, Stored]:
             f"{path} is PyTorch's own format and needs PyTorch: pip install 'armt_jax[torch]', or convert the file to model.safetensors"
         ) from error
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged or hostile pickle leads to
         brief = " ".join(str(error).split())[:200]
         kind = type(error).__name__
@@ -131,7 +133,7 @@ def _read_bin(path: Path) -> dict[str, Stored]:
 
         return Stored(path, tuple(tensor.shape), kind, read)
 
-    return {name: stored(tensor) for name, tensor in tensors.items()}
+    return {name: stored(tensor.detach()) for name, tensor in tensors.items()}
 
 
 class Tensor(NamedTuple):

@@ -11,7 +11,7 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -110,13 +110,18 @@ def errors(model: MemoryTransformer, arrays: dict, gradients: dict) -> dict[str,
     out = {
         "logits": float(np.max(np.abs(logits - arrays["logits"]))),
         "loss": abs(float(value) - float(arrays["loss"])),
-        "gradient": max(relative(found[name], *want) for name, want in gradients.items()),
+        "gradient": _worst(relative(found[name], *want) for name, want in gradients.items()),
     }
     wanted = {part: _group(arrays, f"final_state/{part}/") for part in ("A", "z")}
     if wanted["A"]:
         got = {"A": state.layers.A_BxHxKxd, "z": state.layers.z_BxHxK}
-        out["state"] = max(relative(got[p][int(i)][:, 0], want) for p, layers in wanted.items() for i, want in layers.items())
+        out["state"] = _worst(relative(got[p][int(i)][:, 0], want) for p, layers in wanted.items() for i, want in layers.items())
     return out
+
+
+def _worst(errors: Iterable[float]) -> float:
+    """The largest; NaN where one is (Python's `max` passes over it)."""
+    return float(np.max(list(errors)))
 
 
 def stream_errors(model: MemoryTransformer, arrays: dict, gradients: dict) -> dict[str, float]:
@@ -142,8 +147,8 @@ def stream_errors(model: MemoryTransformer, arrays: dict, gradients: dict) -> di
     return {
         "token loss": float(np.max(np.abs(token_loss - arrays["token_loss"]))),
         "loss": abs(float(value) - float(arrays["loss"])),
-        "gradient": max(relative(found[name], *want) for name, want in gradients.items()),
-        "state": max(relative(cache[int(i)], want) for cache in caches for i, want in wanted.items()),
+        "gradient": _worst(relative(found[name], *want) for name, want in gradients.items()),
+        "state": _worst(relative(cache[int(i)], want) for cache in caches for i, want in wanted.items()),
     }
 
 

@@ -134,7 +134,9 @@ class LongWork:
 
 
 def format_metric(name: str, value: Any) -> str:
-    """`loss 1.2345`, `12,345 tokens/s`, `stage 3/10`."""
+    """`loss 1.2345`, `12,345 tokens/s`, `stage 3/10`; `loss -` for None, which a NaN is in JSON."""
+    if value is None:
+        return f"{name} -"
     if name.endswith("_per_s"):
         return f"{float(value):,.0f} {name.removesuffix('_per_s')}/s"
     if isinstance(value, str):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from armt_jax.checkpoint import Checkpoints
+from armt_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from armt_jax.config import Config
 from armt_jax.interop.pretrained import load_parameters
 from armt_jax.model import ModelConfig
@@ -190,7 +190,12 @@ class Run:
         best = self.standing.best_step
         if best not in (-1, self.standing.step):
             self.state = None
-            self.state = self.checkpoints.restore(restore_target(self.config, self.raw, self.mesh), step=best).state
+            target = restore_target(self.config, self.raw, self.mesh)
+            try:
+                self.state = self.checkpoints.restore(target, step=best).state
+            except DamagedCheckpoint as error:
+                self.progress.note(f"{error}. The next stage starts from the last step of this one, {self.standing.step}, instead")
+                self.state = self.checkpoints.restore(target, step=self.standing.step).state
         params, opt_state, self.state = self.state.params, self.state.opt_state, None
         self.standing = self.standing.next_stage()
         self.batches.close()

@@ -169,6 +169,26 @@ def test_a_file_system_that_does_not_answer_is_not_damage(tmp_path, monkeypatch)
         assert checkpoints.restore(abstract(small_state(0))).step == 2
 
 
+def test_the_best_checkpoint_is_not_another_one_while_its_record_cannot_be_read(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step, rank in ((1, 0.9), (2, 0.5)):
+            checkpoints.save(step, small_state(step), {}, rank=rank, wait=True)
+    read = ocp.JsonCheckpointHandler.restore
+
+    def refuses(handler, directory, *args, **kwargs):
+        if directory.parent.name == "1":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(handler, directory, *args, **kwargs)
+
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        with monkeypatch.context() as away:
+            away.setattr(ocp.JsonCheckpointHandler, "restore", refuses)
+            for ask in (lambda: checkpoints.restore(abstract(small_state(0)), step="best"), checkpoints.best_step):
+                with pytest.raises(CheckpointError, match="checkpoints/1 may be sound.*Input/output error"):
+                    ask()
+        assert checkpoints.restore(abstract(small_state(0)), step="best").step == 1 == checkpoints.best_step()
+
+
 def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_next_best(tmp_path, monkeypatch, caplog):
     with Checkpoints(tmp_path / "checkpoints") as writer:
         for step in (1, 2):

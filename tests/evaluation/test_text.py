@@ -305,6 +305,32 @@ def test_samples_are_as_long_as_the_split_allows(runs, tmp_path, caplog):
     assert len(found["text"]) == 112
 
 
+def test_ids_that_only_the_model_has_are_shown_as_unknown(runs):
+    tokenizer = runs["none"].config.task.corpus.open().tokenizer
+    ids = np.array([97, tokenizer.vocab_size, 98, 99, tokenizer.vocab_size + 7])
+    assert samples._decoded(tokenizer, ids) == "a\ufffdbc\ufffd" and samples._decoded(tokenizer, ids[2:4]) == "bc"
+
+
+def test_readings_of_a_run_that_is_evaluated_without_memory(runs, tmp_path, monkeypatch):
+    trained = runs["rmt"]
+    raw = override(trained.raw, {"evaluation.memory": "off"})
+    points = text.default_points(dataclasses.replace(trained, raw=raw, config=resolve(raw)))
+    names = [text.describe(text.point_config(raw, point), point) for point in points]
+    assert len(set(names)) == len(names) == len(text.default_points(trained))
+    monkeypatch.setattr(text, "read", lambda *_: pytest.fail("read"))
+    with pytest.raises(ValueError, match="two points of the sweep are 'stateful'"):
+        sweeps.run_sweep(trained, [WINDOWS, {}, {"evaluation.memory": "on"}], tmp_path)
+
+
+def test_a_reading_that_is_no_number_is_gone_on_with(runs, tmp_path, monkeypatch):
+    trained, read = runs["none"], text.read
+    broken = lambda trained, config: (found := read(trained, config))._replace(loss_SxT=found.loss_SxT * np.nan)
+    monkeypatch.setattr(text, "read", broken)
+    text.run(trained, [{}], tmp_path, "none")
+    monkeypatch.setattr(text, "read", lambda *_: pytest.fail("read again"))
+    assert len(text.run(trained, [{}], tmp_path, "none")) == 3
+
+
 # -- devices -----------------------------------------------------------------------------------------------------------------
 
 

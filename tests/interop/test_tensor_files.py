@@ -141,6 +141,16 @@ def test_bin_files(tmp_path):
     assert set(open_tensors(tmp_path)) == set(state)
 
 
+def test_bin_files_of_old_and_of_parameters(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {"w": torch.nn.Parameter(torch.randn(3, 4)), "b": torch.nn.Parameter(torch.randn(5).bfloat16())}
+    for zipped in (True, False):  # files from before PyTorch 1.6 are no archives
+        torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        tensors = open_tensors(tmp_path)
+        for name, tensor in state.items():
+            assert np.array_equal(tensors[name].astype(np.float32), tensor.detach().float().numpy())
+
+
 class Hostile:
     def __reduce__(self):
         return print, ("this must never run",)

@@ -1,5 +1,6 @@
 """Runs that are killed, as whole processes of train.py: exact resume, also past damaged checkpoints."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -143,3 +144,26 @@ def test_damaged_checkpoints_cost_nothing_but_time(uninterrupted, tmp_path, monk
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
     expected, found = named(restore(uninterrupted).state), named(restore(tmp_path / "run").state)
     assert all(leaf.tobytes() == found[name].tobytes() for name, leaf in expected.items())
+
+
+def test_a_stage_goes_on_from_its_end_where_its_best_checkpoint_is_damaged(tmp_path, monkeypatch):
+    enter, notes = Run._enter_next_stage, []
+
+    def with_best(self, damaged):
+        """Step 6 as the best of the first stage, cut off; or none, which is its end."""
+        self.checkpoints.wait()
+        if damaged:
+            for path in (tmp_path / "True" / "checkpoints" / "6").rglob("*"):
+                if path.is_file():
+                    os.truncate(path, path.stat().st_size // 2)
+            monkeypatch.setattr(self.progress, "note", notes.append)
+        self.standing = dataclasses.replace(self.standing, best_step=6 if damaged else -1)
+        enter(self)
+
+    ends = {}
+    for damaged in (True, False):
+        monkeypatch.setattr(Run, "_enter_next_stage", lambda self, damaged=damaged: with_best(self, damaged))
+        train(resolve(CONFIG), CONFIG, tmp_path / str(damaged))
+        ends[damaged] = metrics(tmp_path / str(damaged))
+    assert ends[True] == ends[False] and ends[True][-1]["step"] == 16
+    assert any("checkpoints/6 is damaged" in note and "from the last step of this one, 8, instead" in note for note in notes)

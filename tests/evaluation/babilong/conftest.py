@@ -27,7 +27,7 @@ CONFIG = {
         "batch_size": 4, "log_every": 2, "validate_every": 2, "validation_batches": 1, "checkpoint_every": 2, "tensorboard": False,
         "stages": [{"steps": 2, "task": {"segments": [5, 6]}}, {"steps": 2, "task": {"segments": 7, "question": "apart"}}],
     },
-    "evaluation": {"batch_size": 4, "samples": 6, "lengths": 300, "new_tokens": 4, "segments_at_once": 4},
+    "evaluation": {"batch_size": 4, "samples": 6, "lengths": 300, "new_tokens": 9, "segments_at_once": 4},
     "mesh": {"data": 1},
 }  # fmt: skip
 

@@ -66,7 +66,7 @@ def test_streams_answer_as_whole_samples_do(trained, tmp_path, monkeypatch, caps
         sample = samples.sample(line["index"])
         prompt = np.concatenate([sample.context(), sample.question_ids])[None]
         assert prompt.shape == (1, 300)
-        ids = np.asarray(generate(model, prompt, max_new_tokens=4, end_token=source.codec.end_id).tokens_BxG)[0]
+        ids = np.asarray(generate(model, prompt, max_new_tokens=9, end_token=source.codec.end_id).tokens_BxG)[0]
         assert line["output"] == source.codec.decode_answer(ids)
         assert line["answer"] == sample.story.answer and line["question"] == sample.story.question
         want = dataclasses.asdict(score("qa1", sample.story.question, sample.story.answer, line["output"]))

@@ -41,7 +41,7 @@ def test_results_of_another_checkpoint_are_not_mixed_in(trained, tmp_path):
 
 def test_two_points_of_one_place_are_refused_before_anything_runs(trained, tmp_path):
     for points in (
-        [{"evaluation.lengths": 300}, {"evaluation.lengths": 300, "evaluation.new_tokens": 5}],
+        [{"evaluation.lengths": 300}, {"evaluation.lengths": 300, "evaluation.new_tokens": 12}],
         [{"evaluation.lengths": (300, 400)}, {"evaluation.lengths": 400}],
     ):
         with pytest.raises(ValueError, match="two points of the sweep are of qa1, [34]00 tokens"):
@@ -104,7 +104,7 @@ def test_passes_of_one_length_and_of_many(trained):
     asked = len(document.sample.question_ids)
     assert [question.end for question in document.questions] == [300 - asked, 400 - asked]
     ids = [one.identity(trained, length) for length in one.lengths]
-    for changed in ({"task.question": "apart"}, {"evaluation.new_tokens": 9}, {"evaluation.memory": "off"}, {"task.max_facts": 3}):
+    for changed in ({"task.question": "apart"}, {"evaluation.new_tokens": 11}, {"evaluation.memory": "off"}, {"task.max_facts": 3}):
         point = {"evaluation.lengths": (400, 300), "evaluation.facts_within": 250, **changed}
         (differs,) = babilong.passes(babilong.point_config(trained, point))
         assert not {differs.identity(trained, length) for length in one.lengths} & set(ids), changed
@@ -122,3 +122,24 @@ def test_a_run_that_made_questions_up_is_asked_about_another_task(trained, tmp_p
     made = dataclasses.replace(trained, raw=raw, config=resolve(raw))
     (row,) = sweeps.run_sweep(made, [{"task.task": "qa4", "evaluation.lengths": 300, "evaluation.samples": 2}], tmp_path)
     assert row["task"] == "qa4" and row["samples"] == 2
+
+
+def test_answers_longer_than_what_is_generated_are_refused_before_anything_runs(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"evaluation\.new_tokens=8 is too few for the answer 'bathroom'.*give at least 9"):
+        sweeps.run_sweep(trained, [{"evaluation.lengths": 300, "evaluation.samples": 40, "evaluation.new_tokens": 8}], tmp_path)
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_two_evaluations_at_once_keep_each_others_results(trained, tmp_path, monkeypatch):
+    short, long = ({"evaluation.lengths": length, "evaluation.samples": 2} for length in (300, 400))
+    run_pass = babilong.run_pass
+
+    def meanwhile(*args):
+        monkeypatch.setattr(babilong, "run_pass", run_pass)
+        sweeps.run_sweep(trained, [long], tmp_path)
+        return run_pass(*args)
+
+    monkeypatch.setattr(babilong, "run_pass", meanwhile)
+    sweeps.run_sweep(trained, [short], tmp_path)
+    assert [row["length"] for row in read_lines(tmp_path / "results.jsonl")] == [300, 400]
+    assert "| 300 | 400 |" in (tmp_path / "table.md").read_text()

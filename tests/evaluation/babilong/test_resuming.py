@@ -53,6 +53,16 @@ def test_batch_sizes_and_interruptions_change_no_answer(trained, tmp_path, monke
     assert again[0]["tokens_per_s"] == rows[0]["tokens_per_s"]
 
 
+def test_a_save_without_its_answers_starts_anew(trained, tmp_path, monkeypatch):
+    point = {"evaluation.facts_within": 300, "evaluation.batch_size": 2, "evaluation.samples": 3, "evaluation.lengths": (400, 600)}
+    killed_at_save(7, monkeypatch, trained, [point], tmp_path / "out")
+    assert read_lines(tmp_path / "out" / "samples.jsonl")
+    (tmp_path / "out" / "samples.jsonl").unlink()
+    sweeps.run_sweep(trained, [point], tmp_path / "out")
+    sweeps.run_sweep(trained, [point], tmp_path / "fresh")
+    assert said(tmp_path / "out") == said(tmp_path / "fresh")
+
+
 @pytest.mark.parametrize(("first", "then"), [((400, 600), (400, 500, 600)), ((400, 500, 600), (400, 600)), ((400, 600), (600,))])
 def test_a_length_added_or_removed_after_a_kill(trained, tmp_path, monkeypatch, first, then):
     point = {"evaluation.facts_within": 300, "evaluation.batch_size": 2, "evaluation.samples": 3}
