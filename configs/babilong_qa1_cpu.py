@@ -38,8 +38,7 @@ decays the weights and keeps memories from batch to batch. Further (what the tri
 * RMT and no memory have but attention to find whose room it is. Where facts and question stand in one segment of 32 tokens it learns that
   in some 400 to 800 steps; so they begin there. Without a memory that, and more facts, is all there is to learn.
 * RMT has two memory tokens. With eight it learned that in one run of two, and in none what needs its memory; with two it went on to a
-  segment for each fact (0.90 after 400 steps, rising). Its stages are longer now than in the run of docs/results/babilong.md, which they
-  cut short.
+  segment for each fact (0.98 after 850 steps) and running text: 0.76 at 4,096 tokens, 0.45 at 64,000, 0.20 at a million (commit ec1052f).
 """
 
 from ml_collections import ConfigDict, config_dict
