@@ -10,6 +10,7 @@ writes here: of the segments that it does write at, a number of the largest of e
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from armt_jax.checkpoint import CheckpointError
 from armt_jax.config import resolve
 from armt_jax.data.babilong import BabilongBatches
+from armt_jax.evaluation.babilong import SAMPLES_SEED
 from armt_jax.evaluation.evaluate import load, mesh_for, run_config
 from armt_jax.evaluation.report import format_table
 from armt_jax.evaluation.streaming import Reader
@@ -110,9 +112,9 @@ def largest(writes: Writes, count: int, T: int) -> list[tuple[str, float, np.nda
 
 def read(task: BabilongBatches, rows: int, segments: int, facts_within: int, T: int) -> tuple[np.ndarray, np.ndarray]:
     """(stories, text behind them), [rows, N] each, in whole segments."""
-    first, longest_question = -(-facts_within // T) * T, T
-    samples = task.samples("test", first + segments * T + longest_question, 0, facts_within)
-    contexts = np.stack([samples.sample(index).read(0, first + segments * T) for index in range(rows)])
+    first = -(-facts_within // T) * T
+    end, samples = first + segments * T, task.samples("test", facts_within, SAMPLES_SEED)
+    contexts = np.stack([dataclasses.replace(samples.sample(index), context_length=end).read(0, end) for index in range(rows)])
     return contexts[:, :first], contexts[:, first:]
 
 

@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import functools
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +105,10 @@ class GeneratedStories(StorySource):
         return None
 
     def story(self, task: str, split: str, index: int, seed: int, compat: str) -> Story:
-        if self.max_facts is None:
-            return worlds.generate(task, seed, index, split)
+        most = math.inf if self.max_facts is None else self.max_facts
         for attempt in range(_ATTEMPTS):
             again = int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]) if attempt else seed
-            story = worlds.generate_short(task, again, index, split, self.max_facts)
+            story = worlds.generate_short(task, again, index, split, most)
             if story is not None:
                 return story
         raise DataError(f"none of {_ATTEMPTS} stories of {task} has at most max_facts={self.max_facts} facts: raise it")

@@ -50,15 +50,11 @@ def generate(task: str, seed: int, index: int, split: str = "train") -> Story:
         seed: of the data set. index: of the question in it. Both from 0 to 2**32 - 1.
         split: "train", "validation" or "test", which are separate streams.
     """
-    return _drawn(task, seed, index, split, math.inf)
+    return generate_short(task, seed, index, split, math.inf)
 
 
-def generate_short(task: str, seed: int, index: int, split: str, max_facts: int) -> Story | None:
+def generate_short(task: str, seed: int, index: int, split: str, max_facts: float) -> Story | None:
     """`generate`, or None where that story has more than so many facts: often without telling it."""
-    return _drawn(task, seed, index, split, max_facts)
-
-
-def _drawn(task: str, seed: int, index: int, split: str, max_facts: float) -> Story | None:
     rng = _generator(task, seed, index, split)
     number = int(rng.integers(questions_per_story(task)))
     if BETWEEN * (number + 1) > max_facts:
