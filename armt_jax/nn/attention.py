@@ -1,5 +1,6 @@
 """Causal self-attention with room for what a memory adds: extra keys and values, and a key-value cache for decoding."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -9,23 +10,47 @@ from flax import nnx
 from armt_jax.nn.layers import Init, linear
 from armt_jax.nn.positions import Rotary
 
+# Keys of cuDNN's kernels come in tiles of so many. Behind the last key of a tile that is not full, their backward pass reads a score of 0
+# where there is none: exp(0 - log sum exp) overflows once a query's scores are all below -88, and its gradient is NaN.
+# (https://github.com/pytorch/pytorch/issues/196678, https://github.com/NVIDIA/cudnn-frontend/issues/160)
+TILE = 128
+
 
 def dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, *, mask_BxTxS: jax.Array | None, causal: bool) -> jax.Array:
     """softmax(q k / sqrt(d)) v, the one place where an attention implementation is chosen.
 
     cuDNN's fused kernel for half precision on an NVIDIA GPU, where it takes these shapes; XLA elsewhere (`jax.nn.dot_product_attention`
-    itself never chooses cuDNN). k and v may have fewer heads than q (grouped-query attention). mask is True where a key may be seen.
+    itself never chooses cuDNN), and everywhere with the environment variable ARMT_JAX_ATTENTION=xla. k and v may have fewer heads than q
+    (grouped-query attention). mask is True where a key may be seen; what a query that sees none gets is finite, and nothing else.
     """
+    if _on_cuda() and _cudnn_takes(q_BxTxHxd) and not asked_for_xla():
+        return _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal)
     mask = None if mask_BxTxS is None else mask_BxTxS[:, None]
-    qkv, T = (q_BxTxHxd, k_BxSxHxd, v_BxSxHxd), q_BxTxHxd.shape[1]
-    fused = _on_cuda() and _cudnn_takes(q_BxTxHxd)
-    if fused and causal and mask is None and T == k_BxSxHxd.shape[1]:
-        qkv = [jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0))) for x in qkv]  # no query sees a key behind it
-    fused = fused and not any(x.shape[1] % 2 for x in qkv)
-    if fused and mask is not None:  # under vmap (the diagonals') JAX reshapes it to all heads without spreading it over them
-        mask = jnp.broadcast_to(mask, (mask.shape[0], q_BxTxHxd.shape[2], *mask.shape[2:]))
-    out = jax.nn.dot_product_attention(*qkv, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla")
-    return out[:, :T]
+    return jax.nn.dot_product_attention(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask=mask, is_causal=causal, implementation="xla")
+
+
+def _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal: bool) -> jax.Array:
+    """By cuDNN, with queries and keys filled up to whole tiles, and something to see for every query."""
+    T, S = q_BxTxHxd.shape[1], k_BxSxHxd.shape[1]
+    fill = lambda x, axis: jnp.pad(x, [(0, -n % TILE if i == axis else 0) for i, n in enumerate(x.shape)])
+    if mask_BxTxS is None and not (causal and T == S):  # else no query sees a key behind it
+        mask_BxTxS = jnp.tril(jnp.ones((1, T, S), bool)) if causal else jnp.ones((1, T, S), bool)
+    mask = mask_BxTxS
+    if mask is not None:
+        mask = fill(jnp.broadcast_to(mask, (q_BxTxHxd.shape[0], T, S)), 1)
+        mask = fill(mask | ~jnp.any(mask, axis=2, keepdims=True), 2)
+        # Under vmap (the diagonals') JAX reshapes it to all heads without spreading it over them.
+        mask = jnp.broadcast_to(mask[:, None], (mask.shape[0], q_BxTxHxd.shape[2], *mask.shape[1:]))
+    qkv = [fill(x, 1) for x in (q_BxTxHxd, k_BxSxHxd, v_BxSxHxd)]
+    return jax.nn.dot_product_attention(*qkv, mask=mask, is_causal=mask is None, implementation="cudnn")[:, :T]
+
+
+def asked_for_xla() -> bool:
+    """Raises ValueError for another value of ARMT_JAX_ATTENTION than "xla"."""
+    wanted = os.environ.get("ARMT_JAX_ATTENTION", "")
+    if wanted not in ("", "xla"):
+        raise ValueError(f"ARMT_JAX_ATTENTION={wanted!r} must be 'xla', or not set: cuDNN's attention is then taken where it can be")
+    return wanted == "xla"
 
 
 def _on_cuda() -> bool:
@@ -33,9 +58,10 @@ def _on_cuda() -> bool:
 
 
 def _cudnn_takes(q_BxTxHxd: jax.Array) -> bool:
-    """Types and sizes of heads that JAX takes for cuDNN (before Hopper, 128 at most). In training it refuses odd lengths, too, and T counts
-    the memory tokens."""
-    return q_BxTxHxd.dtype in (jnp.bfloat16, jnp.float16) and q_BxTxHxd.shape[-1] % 8 == 0 and q_BxTxHxd.shape[-1] <= 128
+    """Types and sizes of heads that JAX takes for cuDNN (before Hopper, 128 at most), and more than a token that is decoded by itself: a
+    tile for it is a waste."""
+    T, size = q_BxTxHxd.shape[1], q_BxTxHxd.shape[3]
+    return q_BxTxHxd.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128 and T > 1
 
 
 class Context(NamedTuple):

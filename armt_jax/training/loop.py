@@ -19,6 +19,7 @@ from armt_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from armt_jax.config import Config
 from armt_jax.interop.pretrained import load_parameters
 from armt_jax.model import ModelConfig
+from armt_jax.nn.attention import asked_for_xla
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
 from armt_jax.parallel.processes import agree, is_main, reached_stop
 from armt_jax.settings import OptimizerConfig
@@ -59,7 +60,8 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog:
     check_rows_go_on(config)
     workdir = Path(workdir).absolute()
     data = {f"data of stage {i + 1}": task.fingerprint for i, task in enumerate(config.tasks)}
-    agree("configs", agreed(raw) | data | {"version of armt_jax": __version__, "version of jax": jax.__version__})
+    program = {"version of armt_jax": __version__, "version of jax": jax.__version__, "ARMT_JAX_ATTENTION=xla": asked_for_xla()}
+    agree("configs", agreed(raw) | data | program)
     with held(workdir, raw), sigterm() as stop:
         if is_main() and config.task.tokenizer is not None:
             keep_tokenizer(workdir, config.task.tokenizer)
@@ -314,8 +316,13 @@ class Run:
         return NonFiniteLoss(
             f"step {step} (stage {self.standing.stage + 1}): the {what} is not finite; nothing was saved since, {kept}. "
             "The same command diverges again: lower train.optimizer.learning_rate, clip gradients, or set memory.key_norm = 'l2', in "
-            "another --workdir"
+            f"another --workdir{self._other_attention(what)}"
         )
+
+    def _other_attention(self, what: str) -> str:
+        """A gradient alone that is not finite can be the attention kernel's doing."""
+        half_on_gpu = self.model.dtype != "float32" and jax.default_backend() == "gpu"
+        return "; or go on here with ARMT_JAX_ATTENTION=xla, without cuDNN's attention" if what == "gradient" and half_on_gpu else ""
 
     def log(self):
         self.settle()

@@ -1,8 +1,12 @@
 """A loss or a gradient that is not finite stops the run."""
 
+import types
+
+import jax
 import numpy as np
 import pytest
 
+from armt_jax.training.loop import Run
 from armt_jax.training.stops import NonFiniteLoss
 from tests.training.runs import metrics, restore, saved, steps_behind
 
@@ -32,3 +36,16 @@ def test_a_divergence_before_the_first_checkpoint(counting, tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"step 1 .*segment 0.*no checkpoint was saved yet"):
         counting.run(tmp_path)
     assert saved(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "dtype", "backend", "named"),
+    [
+        ("gradient", "bfloat16", "gpu", True), ("gradient", "float32", "gpu", False), ("gradient", "bfloat16", "cpu", False),
+        ("loss of segment 0", "bfloat16", "gpu", False),
+    ],
+)  # fmt: skip
+def test_a_gradient_that_the_attention_kernel_may_have_spoilt(monkeypatch, what, dtype, backend, named):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    said = Run._other_attention(types.SimpleNamespace(model=types.SimpleNamespace(dtype=dtype)), what)
+    assert ("ARMT_JAX_ATTENTION=xla" in said) == named == bool(said)
