@@ -123,6 +123,7 @@ class AssociativeUpdate(NamedTuple):
 class AssociativeMemory(LayerMemory):
     reversible: ClassVar[bool] = True
     training_free: ClassVar[bool] = False
+    leaves_rows: ClassVar[bool] = True
 
     def __init__(self, config: "ARMT", width: int, init: Init, dtype: Any, rngs: nnx.Rngs):
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
@@ -175,7 +176,7 @@ class AssociativeMemory(LayerMemory):
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         value = beta * (v - old)
-        if self.config.first_layer:
+        if writes_B is not None:
             value, mass = jnp.where(writes_B[:, None, None, None], value, 0.0), jnp.where(writes_B[:, None, None], mass, 0.0)
         return AssociativeUpdate(k, value, mass, empty)
 

@@ -54,6 +54,18 @@ def test_rows_are_independent(harness):
     assert differs(logits[1], logits2[1])
 
 
+@pytest.mark.parametrize("schedule", ["sequential", "diagonal"])
+def test_rows_that_only_peek_keep_their_memory_to_the_last_bit(harness, schedule):
+    if schedule == "diagonal" and not harness.system.local:
+        pytest.skip("not layer-local")
+    _, state = harness.run(TOKENS)
+    peek = np.array([[True] * S, [False] * S])
+    _, after = jax.jit(lambda state: harness.model.with_recurrence(schedule=schedule)(TOKENS[:, ::-1], state, peek_BxS=peek))(state)
+    jax.tree.map(np.testing.assert_array_equal, row(after, 0), row(state, 0))
+    moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(row(after, 1)), jax.tree.leaves(row(state, 1)))]
+    assert any(moved) == bool(harness.system.reach)
+
+
 def test_masks_that_mark_nothing_change_nothing(harness):
     logits, state = harness.run(TOKENS)
     masked, masked_state = harness.masked(TOKENS)
