@@ -16,17 +16,43 @@ from armt_jax.nn.positions import Rotary
 TILE = 128
 
 
-def dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, *, mask_BxTxS: jax.Array | None, causal: bool) -> jax.Array:
+def dot_product(
+    q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, *, mask_BxTxS: jax.Array | None, causal: bool, valid_BxT: jax.Array | None = None
+) -> jax.Array:
     """softmax(q k / sqrt(d)) v, the one place where an attention implementation is chosen.
 
     cuDNN's fused kernel for half precision on an NVIDIA GPU, where it takes these shapes; XLA elsewhere (`jax.nn.dot_product_attention`
     itself never chooses cuDNN), and everywhere with the environment variable ARMT_JAX_ATTENTION=xla. k and v may have fewer heads than q
     (grouped-query attention). mask is True where a key may be seen; what a query that sees none gets is finite, and nothing else.
+    valid_BxT: given where the mask is causal but for tokens that are not real: those that are. What the others get is finite, too.
     """
     if _on_cuda() and _cudnn_takes(q_BxTxHxd) and not asked_for_xla():
+        if valid_BxT is not None:
+            return _real_first(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, valid_BxT)
         return _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal)
     mask = None if mask_BxTxS is None else mask_BxTxS[:, None]
     return jax.nn.dot_product_attention(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask=mask, is_causal=causal, implementation="xla")
+
+
+def _real_first(q_BxTxHxd, k_BxTxHxd, v_BxTxHxd, valid_BxT) -> jax.Array:
+    """By cuDNN without a mask, which for it is an array to add, as large as all scores and with a gradient of its own: where the real tokens
+    come first, in their order, a causal kernel lets them see nothing else."""
+    order_BxT = jnp.argsort(~valid_BxT, axis=1, stable=True)
+    back_BxT = jnp.argsort(order_BxT, axis=1)
+    qkv = [_reorder(x, order_BxT, back_BxT) for x in (q_BxTxHxd, k_BxTxHxd, v_BxTxHxd)]
+    return _reorder(_in_tiles(*qkv, None, causal=True), back_BxT, order_BxT)
+
+
+@jax.custom_vjp
+def _reorder(x_BxTxHxd: jax.Array, order_BxT: jax.Array, back_BxT: jax.Array) -> jax.Array:
+    """Row by row x[order]; `back` undoes it. Its transpose is a look-up, too, and no scattered sum."""
+    return jnp.take_along_axis(x_BxTxHxd, order_BxT[:, :, None, None], axis=1)
+
+
+_reorder.defvjp(
+    lambda x, order, back: (_reorder(x, order, back), (order, back)),
+    lambda ways, d_out: (_reorder(d_out, ways[1], ways[0]), None, None),
+)
 
 
 def _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal: bool) -> jax.Array:
@@ -140,13 +166,14 @@ class Attention(nnx.Module):
             mask = None if valid_BxT is None else _causal(x_BxTxD.shape[1])[None] & valid_BxT[:, None, :]
         if context is not None:
             k, v, mask, places = self._see(context, k, v, mask, positions, places)
-        out = self.weigh(q, k, v, mask, positions, places, keys_B)
+        out = self.weigh(q, k, v, mask, positions, places, keys_B, valid_BxT if cache is None and context is None else None)
         return Attended(self.output(out.reshape(*x_BxTxD.shape[:2], -1)), plain_k, new_values, cache)
 
-    def weigh(self, q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, positions, places, keys_B) -> jax.Array:
+    def weigh(self, q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, positions, places, keys_B, valid_BxT=None) -> jax.Array:
         """The weighted values [B, T, H, d]. mask None: plainly causal. `positions` of the queries and `places` of the keys (int,
-        [T] and [S], or with a leading B) stand on one axis; here they are in the rotated q and k already."""
-        return dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS=mask_BxTxS, causal=mask_BxTxS is None)
+        [T] and [S], or with a leading B) stand on one axis; here they are in the rotated q and k already. valid_BxT: the real tokens, where
+        the mask is causal but for the others."""
+        return dot_product(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS=mask_BxTxS, causal=mask_BxTxS is None, valid_BxT=valid_BxT)
 
     def _see(self, context: Context, k, v, mask, positions, places):
         """Puts the context's keys, values and positions before the segment's."""

@@ -71,7 +71,7 @@ class RelativeAttention(Attention):
                 )
         return super().__call__(x_BxTxD, positions, valid_BxT, context, cache, cache_index, keys_B)
 
-    def weigh(self, q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, positions, places, keys_B):
+    def weigh(self, q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, positions, places, keys_B, valid_BxT=None):
         T, S = q_BxTxHxd.shape[1], k_BxSxHxd.shape[1]
         u, v = (b[...].astype(self.dtype).reshape(-1, self.head_size) for b in (self.content_bias, self.position_bias))
         content = jnp.einsum("bthd,bshd->bhts", q_BxTxHxd + u, k_BxSxHxd, preferred_element_type=jnp.float32)

@@ -250,9 +250,45 @@ def test_whole_tiles_change_neither_values_nor_gradients(asked, monkeypatch, cas
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, want)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_tokens_that_are_not_real_stand_last_for_cudnn(asked, monkeypatch, heads):
+    """No mask, which would be as large as all scores: the same values and gradients at real tokens, finite ones at the others."""
+    T = 130
+    q, k, v = (jnp.asarray(normal(i, 3, T, n, 8)) for i, n in enumerate([4, heads, heads]))
+    valid = np.ones((3, T), bool)
+    valid[0, 50:120] = False  # between a short text and the memory tokens
+    valid[1, :70] = False
+    valid[2, ::3] = False
+    mask, real = jnp.asarray(np.tril(np.ones((T, T), bool)) & valid[:, None]), valid[..., None, None]
+
+    def attend(q, k, v):
+        out = dot_product(q, k, v, mask_BxTxS=mask, causal=False, valid_BxT=jnp.asarray(valid))
+        return jnp.sum(jnp.sin(jnp.where(real, out, 0.0)) * normal(9, *out.shape)), out
+
+    each = jax.value_and_grad(attend, (0, 1, 2), has_aux=True)
+    (want, want_out), want_grads = each(q, k, v)
+    monkeypatch.setattr("armt_jax.nn.attention._cudnn_takes", lambda q: True)
+    (got, out), grads = each(q, k, v)
+    assert asked["implementation"] == "cudnn" and asked["sides"] == (256, 256) and asked["mask"] is None
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(np.where(real, out, 0), np.where(real, want_out, 0), atol=1e-5)
+    assert np.isfinite(out).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, want_grads)
+
+
+def test_attention_tells_cudnn_which_tokens_are_real(asked, monkeypatch):
+    a, x = attention(), jnp.asarray(normal(4, B, T, D))
+    valid = jnp.asarray(np.array([[True] * T, [True, True, False, False, True]]))
+    want = a(x, jnp.arange(T), valid).output_BxTxD
+    monkeypatch.setattr("armt_jax.nn.attention._cudnn_takes", lambda q: True)
+    got = a(x, jnp.arange(T), valid).output_BxTxD
+    assert asked["implementation"] == "cudnn" and asked["mask"] is None
+    np.testing.assert_allclose(np.asarray(got)[valid], np.asarray(want)[valid], atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["causal", "a mask", "real tokens"])
 @pytest.mark.parametrize("length", [24, 72, 128, 192, 520])
-def test_on_a_gpu_gradients_are_finite_where_all_scores_are_low(length, masked):
+def test_on_a_gpu_gradients_are_finite_where_all_scores_are_low(length, how):
     """cuDNN's backward pass gave NaN where a query's scores are all below -88 and a tile of keys is not full."""
     if jax.default_backend() != "gpu":
         pytest.skip("needs a GPU: JAX_PLATFORMS=cuda pytest -k on_a_gpu tests/nn/test_attention.py")
@@ -261,8 +297,12 @@ def test_on_a_gpu_gradients_are_finite_where_all_scores_are_low(length, masked):
     q, k = q.at[..., 0].set(1.0), k.at[..., 0].set(-120 * 32**0.5)
     seen = jnp.tril(jnp.ones((length, length), bool))[None].repeat(2, 0)
 
+    valid = jnp.ones((2, length), bool).at[1, 5:-8].set(False) if how == "real tokens" else None
+    mask = None if how == "causal" else seen if valid is None else seen & valid[:, None]
+
     def attend(q, k, v):
-        return jnp.sum(jnp.sin(dot_product(q, k, v, mask_BxTxS=seen if masked else None, causal=not masked).astype(jnp.float32)))
+        out = dot_product(q, k, v, mask_BxTxS=mask, causal=mask is None, valid_BxT=valid).astype(jnp.float32)
+        return jnp.sum(jnp.sin(out if valid is None else jnp.where(valid[..., None, None], out, 0.0)))
 
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     grads = jax.jit(jax.grad(attend, (0, 1, 2)))(*half)
