@@ -35,8 +35,8 @@ def dot_product(
 
 
 def _real_first(q_BxTxHxd, k_BxTxHxd, v_BxTxHxd, valid_BxT) -> jax.Array:
-    """By cuDNN without a mask, which for it is an array to add, as large as all scores and with a gradient of its own: where the real tokens
-    come first, in their order, a causal kernel lets them see nothing else."""
+    """By cuDNN without a mask, which for it is an array to add, as large as all scores and with a gradient of its own: where the real
+    tokens come first, in their order, a causal kernel lets them see nothing else."""
     order_BxT = jnp.argsort(~valid_BxT, axis=1, stable=True)
     back_BxT = jnp.argsort(order_BxT, axis=1)
     qkv = [_reorder(x, order_BxT, back_BxT) for x in (q_BxTxHxd, k_BxTxHxd, v_BxTxHxd)]
