@@ -177,7 +177,7 @@ class AssociativeMemory(LayerMemory):
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         value = beta * (v - old)
         if writes_B is not None:
-            value, mass = jnp.where(writes_B[:, None, None, None], value, 0.0), jnp.where(writes_B[:, None, None], mass, 0.0)
+            k, value, mass = (jnp.where(writes_B.reshape(-1, *[1] * (a.ndim - 1)), a, 0.0) for a in (k, value, mass))
         return AssociativeUpdate(k, value, mass, empty)
 
     def _writes(self, trace: Trace) -> jax.Array | None:

@@ -10,10 +10,11 @@ from flax import nnx
 from armt_jax.nn.layers import Init, linear
 from armt_jax.nn.positions import Rotary
 
-# Keys of cuDNN's kernels come in tiles of so many. Behind the last key of a tile that is not full, their backward pass reads a score of 0
-# where there is none: exp(0 - log sum exp) overflows once a query's scores are all below -88, and its gradient is NaN.
-# (https://github.com/pytorch/pytorch/issues/196678, https://github.com/NVIDIA/cudnn-frontend/issues/160)
+# cuDNN's kernels go through keys in tiles of so many. Of ones that are not full its backward pass is known to make NaN where a query's
+# scores are low: with a mask, and lengths that are 64 more than whole tiles (https://github.com/pytorch/pytorch/issues/196678, before cuDNN
+# 9.26), or short ones (https://github.com/NVIDIA/cudnn-frontend/issues/160). As a precaution no tile is left so.
 TILE = 128
+VARIABLE = "ARMT_JAX_ATTENTION"
 
 
 def dot_product(
@@ -26,7 +27,7 @@ def dot_product(
     (grouped-query attention). mask is True where a key may be seen; what a query that sees none gets is finite, and nothing else.
     valid_BxT: given where the mask is causal but for tokens that are not real: those that are. What the others get is finite, too.
     """
-    if _on_cuda() and _cudnn_takes(q_BxTxHxd) and not asked_for_xla():
+    if cudnn_is_meant() and _cudnn_takes(q_BxTxHxd):
         if valid_BxT is not None:
             return _real_first(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, valid_BxT)
         return _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal)
@@ -61,6 +62,8 @@ def _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal: bool) -> jax.
     fill = lambda x, axis: jnp.pad(x, [(0, -n % TILE if i == axis else 0) for i, n in enumerate(x.shape)])
     if mask_BxTxS is None and not (causal and T == S):  # else no query sees a key behind it
         mask_BxTxS = jnp.tril(jnp.ones((1, T, S), bool)) if causal else jnp.ones((1, T, S), bool)
+    elif mask_BxTxS is not None and causal:
+        mask_BxTxS = mask_BxTxS & jnp.tril(jnp.ones((1, T, S), bool))
     mask = mask_BxTxS
     if mask is not None:
         mask = fill(jnp.broadcast_to(mask, (q_BxTxHxd.shape[0], T, S)), 1)
@@ -71,12 +74,12 @@ def _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal: bool) -> jax.
     return jax.nn.dot_product_attention(*qkv, mask=mask, is_causal=mask is None, implementation="cudnn")[:, :T]
 
 
-def asked_for_xla() -> bool:
-    """Raises ValueError for another value of ARMT_JAX_ATTENTION than "xla"."""
-    wanted = os.environ.get("ARMT_JAX_ATTENTION", "")
+def cudnn_is_meant() -> bool:
+    """On an NVIDIA GPU, unless the environment says otherwise. Raises ValueError for another value of ARMT_JAX_ATTENTION than "xla"."""
+    wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "xla"):
-        raise ValueError(f"ARMT_JAX_ATTENTION={wanted!r} must be 'xla', or not set: cuDNN's attention is then taken where it can be")
-    return wanted == "xla"
+        raise ValueError(f"{VARIABLE}={wanted!r} must be 'xla', or not set: cuDNN's attention is then taken where it can be")
+    return _on_cuda() and not wanted
 
 
 def _on_cuda() -> bool:

@@ -177,7 +177,7 @@ def agree(what: str, values: Mapping[str, Any]) -> None:
                 differing.append(f"{key}: {held[0].get(key)!r} on process 0, {theirs.get(key)!r} on process {process}")
     raise JobError(
         f"the processes of this job were started with different {what} ({'; '.join(differing[:4])}): "
-        "start all of them with the same command, files and package versions"
+        "start all of them with the same command, files, package versions and environment"
     )
 
 

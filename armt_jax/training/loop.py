@@ -7,6 +7,7 @@ that is killed and started again gives bit for bit what it would have given.
 import dataclasses
 import functools
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from armt_jax.checkpoint import Checkpoints, DamagedCheckpoint
 from armt_jax.config import Config
 from armt_jax.interop.pretrained import load_parameters
 from armt_jax.model import ModelConfig
-from armt_jax.nn.attention import asked_for_xla
+from armt_jax.nn.attention import VARIABLE, cudnn_is_meant
 from armt_jax.parallel.mesh import make_mesh, process_rows, put_batch
 from armt_jax.parallel.processes import agree, is_main, reached_stop
 from armt_jax.settings import OptimizerConfig
@@ -60,8 +61,9 @@ def train(config: Config, raw: Mapping[str, Any], workdir: str | Path, watchdog:
     check_rows_go_on(config)
     workdir = Path(workdir).absolute()
     data = {f"data of stage {i + 1}": task.fingerprint for i, task in enumerate(config.tasks)}
-    program = {"version of armt_jax": __version__, "version of jax": jax.__version__, "ARMT_JAX_ATTENTION=xla": asked_for_xla()}
+    program = {"version of armt_jax": __version__, "version of jax": jax.__version__, VARIABLE: os.environ.get(VARIABLE, "")}
     agree("configs", agreed(raw) | data | program)
+    cudnn_is_meant()  # raises for a value that says nothing
     with held(workdir, raw), sigterm() as stop:
         if is_main() and config.task.tokenizer is not None:
             keep_tokenizer(workdir, config.task.tokenizer)
@@ -321,8 +323,9 @@ class Run:
 
     def _other_attention(self, what: str) -> str:
         """A gradient alone that is not finite can be the attention kernel's doing."""
-        half_on_gpu = self.model.dtype != "float32" and jax.default_backend() == "gpu"
-        return "; or go on here with ARMT_JAX_ATTENTION=xla, without cuDNN's attention" if what == "gradient" and half_on_gpu else ""
+        if what != "gradient" or self.model.dtype == "float32" or not cudnn_is_meant():
+            return ""
+        return f"; or go on here with {VARIABLE}=xla, without cuDNN's attention"
 
     def log(self):
         self.settle()

@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -39,13 +38,14 @@ def test_a_divergence_before_the_first_checkpoint(counting, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "dtype", "backend", "named"),
+    ("what", "dtype", "nvidia", "variable", "named"),
     [
-        ("gradient", "bfloat16", "gpu", True), ("gradient", "float32", "gpu", False), ("gradient", "bfloat16", "cpu", False),
-        ("loss of segment 0", "bfloat16", "gpu", False),
+        ("gradient", "bfloat16", True, "", True), ("gradient", "float32", True, "", False), ("gradient", "bfloat16", False, "", False),
+        ("loss of segment 0", "bfloat16", True, "", False), ("gradient", "bfloat16", True, "xla", False),
     ],
 )  # fmt: skip
-def test_a_gradient_that_the_attention_kernel_may_have_spoilt(monkeypatch, what, dtype, backend, named):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_a_gradient_that_the_attention_kernel_may_have_spoilt(monkeypatch, what, dtype, nvidia, variable, named):
+    monkeypatch.setattr("armt_jax.nn.attention._on_cuda", lambda: nvidia)
+    monkeypatch.setenv("ARMT_JAX_ATTENTION", variable)
     said = Run._other_attention(types.SimpleNamespace(model=types.SimpleNamespace(dtype=dtype)), what)
     assert ("ARMT_JAX_ATTENTION=xla" in said) == named == bool(said)
