@@ -9,8 +9,8 @@ model of 4,096 pieces is trained on the text. With the published stories: --conf
 
 1.4 M parameters (ARMT), 4 layers of 128, segments of 8 tokens at first and 128 in the end. A stage ends where it reaches stop_at, or at its
 steps. Found (ARMT, two runs of some 90 minutes; docs/results/babilong.md): exact match 0.93 and 0.97 at 4,096 tokens, the longest row of
-training, 0.96 and 0.95 at 16,000, 0.90 and 1.00 at a million (10 samples). Evaluate the last checkpoint (eval.py --checkpoint=last): validation on rows of the trained
-length does not see what thousands of segments wear off.
+training, 0.96 and 0.95 at 16,000, 0.90 and 1.00 at a million (10 samples). Evaluate the last checkpoint (eval.py --checkpoint=last):
+validation on rows of the trained length does not see what thousands of segments wear off.
 
 Published, exact match in percent, GPT-2 and segments of 512 (arXiv 2407.04841): ARMT 100 at 64k, 98.5 at 1M; RMT 99.6 and 94.2.
 

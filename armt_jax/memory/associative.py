@@ -123,7 +123,6 @@ class AssociativeUpdate(NamedTuple):
 class AssociativeMemory(LayerMemory):
     reversible: ClassVar[bool] = True
     training_free: ClassVar[bool] = False
-    leaves_rows: ClassVar[bool] = True
 
     def __init__(self, config: "ARMT", width: int, init: Init, dtype: Any, rngs: nnx.Rngs):
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
@@ -176,8 +175,8 @@ class AssociativeMemory(LayerMemory):
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         value = beta * (v - old)
-        if writes_B is not None:
-            k, value, mass = (jnp.where(writes_B.reshape(-1, *[1] * (a.ndim - 1)), a, 0.0) for a in (k, value, mass))
+        if self.config.first_layer:
+            value, mass = jnp.where(writes_B[:, None, None, None], value, 0.0), jnp.where(writes_B[:, None, None], mass, 0.0)
         return AssociativeUpdate(k, value, mass, empty)
 
     def _writes(self, trace: Trace) -> jax.Array | None:

@@ -58,12 +58,9 @@ class Cell:
 
     def undo(self, params, state, update, frame: Frame):
         """The state that the segment started from (after a reset, if there was one), from the one after it and the update."""
-        memory = self._layer(params).memory
-        return self._in_live_rows(memory, memory.undo(state, update), state, frame)
+        before = self._layer(params).memory.undo(state, update)
+        return before if frame.live_B is None else choose(frame.live_B, before, state)
 
     def _commit(self, memory: LayerMemory, state, update, frame: Frame):
-        return self._in_live_rows(memory, memory.commit(state, update), state, frame)
-
-    @staticmethod
-    def _in_live_rows(memory: LayerMemory, new, old, frame: Frame):
-        return new if frame.live_B is None or memory.leaves_rows else choose(frame.live_B, new, old)
+        after = memory.commit(state, update)
+        return after if frame.live_B is None else choose(frame.live_B, after, state)
