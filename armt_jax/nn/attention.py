@@ -60,13 +60,11 @@ def _in_tiles(q_BxTxHxd, k_BxSxHxd, v_BxSxHxd, mask_BxTxS, causal: bool) -> jax.
     """By cuDNN, with queries and keys filled up to whole tiles, and something to see for every query."""
     T, S = q_BxTxHxd.shape[1], k_BxSxHxd.shape[1]
     fill = lambda x, axis: jnp.pad(x, [(0, -n % TILE if i == axis else 0) for i, n in enumerate(x.shape)])
-    if mask_BxTxS is None and not (causal and T == S):  # else no query sees a key behind it
-        mask_BxTxS = jnp.tril(jnp.ones((1, T, S), bool)) if causal else jnp.ones((1, T, S), bool)
-    elif mask_BxTxS is not None and causal:
-        mask_BxTxS = mask_BxTxS & jnp.tril(jnp.ones((1, T, S), bool))
     mask = mask_BxTxS
-    if mask is not None:
-        mask = fill(jnp.broadcast_to(mask, (q_BxTxHxd.shape[0], T, S)), 1)
+    if mask is not None or not causal or T != S:  # else no query sees a key behind it
+        mask = jnp.ones((1, T, S), bool) if mask is None else mask
+        mask = jnp.broadcast_to(jnp.tril(mask) if causal else mask, (q_BxTxHxd.shape[0], T, S))
+        mask = fill(mask, 1)
         mask = fill(mask | ~jnp.any(mask, axis=2, keepdims=True), 2)
         # Under vmap (the diagonals') JAX reshapes it to all heads without spreading it over them.
         mask = jnp.broadcast_to(mask[:, None], (mask.shape[0], q_BxTxHxd.shape[2], *mask.shape[1:]))
