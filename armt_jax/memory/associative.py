@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from armt_jax.memory.interface import LayerMemory, Layout, MemoryConfig, Trace, check_memory_tokens, memory_layout
+from armt_jax.memory.products import batched_product, dot, outer_products
 from armt_jax.memory.write_tokens import WriteTokens
 from armt_jax.nn.backbones import BackboneConfig
 from armt_jax.nn.layers import Init, linear
@@ -78,31 +79,6 @@ def _hard_gate_backward(residual, d_gate):
 hard_gate.defvjp(lambda x, cost: (hard_gate(x, cost), (x, cost)), _hard_gate_backward)
 
 
-def _dot(a, b, a_axis: int, b_axis: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))))
-
-
-@jax.custom_vjp
-def batched_product(a_BxHxIxJ: jax.Array, b_BxHxJxK: jax.Array) -> jax.Array:
-    """a b, [B, H, I, K]. The transpose is written out because autodiff makes b's cotangent turned over and then turns it back: for an
-    associative matrix that costs more than the product. Reverse mode only."""
-    return _dot(a_BxHxIxJ, b_BxHxJxK, 3, 2)
-
-
-def _product_forward(a, b):
-    return _dot(a, b, 3, 2), (a, b)
-
-
-def _product_backward(operands, d_product):
-    a, b = operands
-    # XLA's CPU product is twice as fast with the large operand first.
-    d_a = _dot(d_product, b, 3, 3) if a.shape[2] > a.shape[3] else jnp.swapaxes(_dot(b, d_product, 3, 3), 2, 3)
-    return d_a, _dot(a, d_product, 2, 2)
-
-
-batched_product.defvjp(_product_forward, _product_backward)
-
-
 class AssociativeState(NamedTuple):
     A_BxHxKxd: jax.Array
     z_BxHxK: jax.Array
@@ -123,6 +99,7 @@ class AssociativeUpdate(NamedTuple):
 class AssociativeMemory(LayerMemory):
     reversible: ClassVar[bool] = True
     training_free: ClassVar[bool] = False
+    leaves_rows: ClassVar[bool] = True
 
     def __init__(self, config: "ARMT", width: int, init: Init, dtype: Any, rngs: nnx.Rngs):
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
@@ -161,8 +138,10 @@ class AssociativeMemory(LayerMemory):
 
     def write(self, trace: Trace, state):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
-        k, v = self._features(self.key(m)), self._heads(self.value(m))
         writes_B = self._writes(trace)
+        if writes_B is not None:  # at 0 keys, values and mass are 0, whatever was there
+            m = jnp.where(writes_B[:, None, None], m, 0)
+        k, v = self._features(self.key(m)), self._heads(self.value(m))
         gate = self._gate(self._heads(self.beta(m)), writes_B)
         beta = self.config.beta_max * gate
         old, weight = self._recall(k, state)
@@ -175,8 +154,6 @@ class AssociativeMemory(LayerMemory):
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         value = beta * (v - old)
-        if self.config.first_layer:
-            value, mass = jnp.where(writes_B[:, None, None, None], value, 0.0), jnp.where(writes_B[:, None, None], mass, 0.0)
         return AssociativeUpdate(k, value, mass, empty)
 
     def _writes(self, trace: Trace) -> jax.Array | None:
@@ -196,7 +173,7 @@ class AssociativeMemory(LayerMemory):
     @staticmethod
     def _share(k_BxHxMxK: jax.Array, gate_BxHxMx1: jax.Array) -> jax.Array:
         """1 / max(1, sum_j gate_j k_i k_j), [B, H, M, 1]."""
-        return 1 / jnp.maximum(_dot(_dot(k_BxHxMxK, k_BxHxMxK, 3, 3), gate_BxHxMx1, 3, 2), 1.0)
+        return 1 / jnp.maximum(dot(dot(k_BxHxMxK, k_BxHxMxK, 3, 3), gate_BxHxMx1, 3, 2), 1.0)
 
     def _gamma(self, k, weight_BxHxM, state) -> jax.Array:
         if not self.config.correction:
@@ -210,7 +187,7 @@ class AssociativeMemory(LayerMemory):
     @staticmethod
     def _growth(update: AssociativeUpdate) -> jax.Array:
         """sum_i key_i value_i^T, [B, H, K, d]."""
-        return batched_product(jnp.swapaxes(update.key_BxHxMxK, -1, -2), update.value_BxHxMxd)
+        return outer_products(update.key_BxHxMxK, update.value_BxHxMxd)
 
     def commit(self, state, update):
         return AssociativeState(state.A_BxHxKxd + self._growth(update), state.z_BxHxK + update.mass_BxHxK)
