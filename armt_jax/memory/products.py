@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# So many outer products at most are written out; at 8 a product is as fast (docs/results/train_step.md).
-FEW = 4
+# So many outer products at most are written out; 16 are no faster than a product (docs/results/train_step.md).
+FEW = 8
 
 
 def dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
