@@ -1,7 +1,7 @@
 """One experiment under several seeds: trained and evaluated alike; one table with mean and deviation, one plot with the range.
 
     python benchmarks/seeds.py [--config=configs/quickstart.py:armt] [--seeds=0,1,2] [--sweep=configs/sweeps/rewrite.py] [--out=DIR]
-                               [--train.max_stage_steps=100 ...]
+                               [--checkpoint=best|last|STEP] [--train.max_stage_steps=100 ...]
 
 From the root of the repository. Each run is a process of its own, `python train.py ...` and then `python eval.py ...`; both commands are
 printed. Started again, finished runs are not repeated and a broken one goes on from its checkpoint. Other arguments, --a.b=value, are
@@ -33,8 +33,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", default="configs/quickstart.py:armt")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--sweep", default="configs/sweeps/rewrite.py")
+    parser.add_argument("--checkpoint", default="best", help="the one of each run that is evaluated: best, last, or a step")
     parser.add_argument("--out")
     args, overrides = parser.parse_known_args()
+    if args.checkpoint not in ("best", "last") and not args.checkpoint.isdecimal():
+        parser.error(f"--checkpoint={args.checkpoint} must be best, last, or a step number")
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     path, _, variant = args.config.partition(":")
     args.out = Path(args.out or f"runs/seeds-{Path(path).stem}{'-' if variant else ''}{variant}")
@@ -48,9 +51,10 @@ def one_run(args: argparse.Namespace, overrides: list[str], seed: int) -> dict:
     """The commands of a run, trained and evaluated as far as that is still to be done, and its rows."""
     workdir = args.out / str(seed)
     done = workdir / "commands.json"
+    chosen = [] if args.checkpoint == "best" else [f"--checkpoint={args.checkpoint}"]
     words = {
         "train": command("train.py", f"--config={args.config}", f"--config.seed={seed}", *overrides, f"--workdir={workdir}"),
-        "evaluate": command("eval.py", f"--workdir={workdir}", f"--sweep={args.sweep}"),
+        "evaluate": command("eval.py", f"--workdir={workdir}", f"--sweep={args.sweep}", *chosen),
     }
     commands = {name: shlex.join(each) for name, each in words.items()}
     if not done.exists():
@@ -58,7 +62,7 @@ def one_run(args: argparse.Namespace, overrides: list[str], seed: int) -> dict:
             execute(each)
         jsonl.replace_text(done, json.dumps(commands, indent=1) + "\n")
     elif (found := json.loads(done.read_text())) != commands:
-        sys.exit(f"error: {workdir} holds another run, {found['train']}: give another --out")
+        sys.exit(f"error: {workdir} holds another run, {found['train']} and {found['evaluate']}: give another --out")
     return {"rows": report.read_results(workdir / "evaluation" / "results.jsonl"), **commands}
 
 

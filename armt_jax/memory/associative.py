@@ -99,7 +99,6 @@ class AssociativeUpdate(NamedTuple):
 class AssociativeMemory(LayerMemory):
     reversible: ClassVar[bool] = True
     training_free: ClassVar[bool] = False
-    leaves_rows: ClassVar[bool] = True
 
     def __init__(self, config: "ARMT", width: int, init: Init, dtype: Any, rngs: nnx.Rngs):
         kwargs = dict(init=init, dtype=dtype, rngs=rngs)
@@ -138,10 +137,8 @@ class AssociativeMemory(LayerMemory):
 
     def write(self, trace: Trace, state):
         m = trace.layout.write_slots(trace.outputs_BxTxD)
-        writes_B = self._writes(trace)
-        if writes_B is not None:  # at 0 keys, values and mass are 0, whatever was there
-            m = jnp.where(writes_B[:, None, None], m, 0)
         k, v = self._features(self.key(m)), self._heads(self.value(m))
+        writes_B = self._writes(trace)
         gate = self._gate(self._heads(self.beta(m)), writes_B)
         beta = self.config.beta_max * gate
         old, weight = self._recall(k, state)
@@ -154,6 +151,8 @@ class AssociativeMemory(LayerMemory):
         mass = jnp.einsum("bhm,bhmk->bhk", gamma, k)
         empty = (state.z_BxHxK == 0) & jnp.all(state.A_BxHxKxd == 0, axis=-1)
         value = beta * (v - old)
+        if self.config.first_layer:
+            value, mass = jnp.where(writes_B[:, None, None, None], value, 0.0), jnp.where(writes_B[:, None, None], mass, 0.0)
         return AssociativeUpdate(k, value, mass, empty)
 
     def _writes(self, trace: Trace) -> jax.Array | None:

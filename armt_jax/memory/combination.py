@@ -62,8 +62,7 @@ def composite(*parts: type[LayerMemory]) -> type[LayerMemory]:
     """The class of these parts together, with the capabilities that follow from theirs."""
     if len(parts) == 1:
         return parts[0]
-    of_all = ("layer_local", "reversible", "segment_causal", "training_free", "leaves_rows")
-    capabilities = {name: all(getattr(p, name) for p in parts) for name in of_all}
+    capabilities = {name: all(getattr(p, name) for p in parts) for name in ("layer_local", "reversible", "segment_causal", "training_free")}
     capabilities["needs_rng"] = any(p.needs_rng for p in parts)
     return type("And".join(p.__name__ for p in parts), (CompositeMemory,), capabilities)
 

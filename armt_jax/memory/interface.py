@@ -90,8 +90,6 @@ class LayerMemory(nnx.Module):
         segment_causal: no token of a segment influences the outputs of earlier tokens of it.
         needs_rng: `write` draws random numbers.
         training_free: has no parameters.
-        leaves_rows: committing and undoing an update leaves rows outside `trace.live_B` as they are, to the last bit. Of other systems the
-            driver puts such rows back, which is one more pass over the state. Not inherited by a class that writes in its own way.
     """
 
     layer_local: ClassVar[bool] = True
@@ -99,12 +97,6 @@ class LayerMemory(nnx.Module):
     segment_causal: ClassVar[bool] = True
     needs_rng: ClassVar[bool] = False
     training_free: ClassVar[bool] = True
-    leaves_rows: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if {"write", "commit", "undo"} & vars(cls).keys() and "leaves_rows" not in vars(cls):
-            cls.leaves_rows = False
 
     def init_state(self, batch: int) -> State:
         return ()

@@ -58,13 +58,9 @@ class Cell:
 
     def undo(self, params, state, update, frame: Frame):
         """The state that the segment started from (after a reset, if there was one), from the one after it and the update."""
-        memory = self._layer(params).memory
-        return self._live(memory, memory.undo(state, update), state, frame)
+        before = self._layer(params).memory.undo(state, update)
+        return before if frame.live_B is None else choose(frame.live_B, before, state)
 
     def _commit(self, memory: LayerMemory, state, update, frame: Frame):
-        return self._live(memory, memory.commit(state, update), state, frame)
-
-    @staticmethod
-    def _live(memory: LayerMemory, changed, state, frame: Frame):
-        """`changed` in rows that write, `state` in the others."""
-        return changed if frame.live_B is None or memory.leaves_rows else choose(frame.live_B, changed, state)
+        after = memory.commit(state, update)
+        return after if frame.live_B is None else choose(frame.live_B, after, state)

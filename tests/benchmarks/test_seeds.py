@@ -58,6 +58,14 @@ def test_every_seed_is_run_once_by_commands_that_can_be_typed(given, monkeypatch
         start(monkeypatch, tmp_path, "--memory.d_mem=9")
 
 
+def test_the_checkpoint_is_evaluated_that_was_asked_for(given, monkeypatch, tmp_path):
+    start(monkeypatch, tmp_path, "--checkpoint=last")
+    words = ["python", "eval.py", f"--workdir={tmp_path / '0'}", "--sweep=configs/sweeps/rewrite.py", "--checkpoint=last"]
+    assert given[1] == words and "--checkpoint=last" in (tmp_path / "table.md").read_text()
+    with pytest.raises(SystemExit, match="holds another run"):
+        start(monkeypatch, tmp_path)
+
+
 def test_runs_on_babilong_have_their_own_report(given, monkeypatch, tmp_path):
     """Rows by length, of several tasks; a size named `segments` is none of them."""
 
@@ -88,7 +96,7 @@ def test_runs_on_babilong_have_their_own_report(given, monkeypatch, tmp_path):
     assert len(given) == 4, "nothing is run again"
 
 
-@pytest.mark.parametrize("wrong", ["--seed=3", "--memory.d_mem"])
+@pytest.mark.parametrize("wrong", ["--seed=3", "--memory.d_mem", "--checkpoint=first"])
 def test_a_wrong_argument_is_refused(given, monkeypatch, tmp_path, wrong, capsys):
     with pytest.raises(SystemExit):
         start(monkeypatch, tmp_path, wrong)

@@ -37,7 +37,6 @@ def test_a_combination_can_do_what_all_its_parts_can():
     worse = composite(HiddenCache, Drawing)
     assert (worse.layer_local, worse.reversible, worse.needs_rng, worse.training_free) == (False, False, True, True)
     assert composite(HiddenCache) is HiddenCache
-    assert composite(AssociativeMemory, AssociativeMemory).leaves_rows and not both.leaves_rows
 
 
 def test_the_parts_of_the_presets():
