@@ -50,7 +50,7 @@ def run(argv):
     from armt_jax.data import TextSource
     from armt_jax.evaluation import samples
     from armt_jax.evaluation import sweep as sweeps
-    from armt_jax.evaluation.evaluate import load, run_config
+    from armt_jax.evaluation.evaluate import checkpoint_choice, load, run_config
     from armt_jax.evaluation.shares import ALL, EARLIER, MERGE, Share
     from armt_jax.parallel.processes import cluster_request, split_cpu
 
@@ -64,11 +64,9 @@ def run(argv):
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_PREEMPTED))  # every finished point is written
     points = [{}] if _SWEEP.value is None else sweeps.read_sweep(_SWEEP.value)
-    wanted = _CHECKPOINT.value
-    if wanted not in ("best", "last") and not wanted.isdigit():
-        raise ValueError(f"--checkpoint={wanted} must be best, last, or a step number")
+    wanted = checkpoint_choice(_CHECKPOINT.value)
     split_cpu(resolve(run_config(Path(_WORKDIR.value), _DATA.value, _STORIES.value)).mesh.cpu_devices)
-    trained = load(_WORKDIR.value, int(wanted) if wanted.isdigit() else wanted, _DATA.value, _STORIES.value)
+    trained = load(_WORKDIR.value, wanted, _DATA.value, _STORIES.value)
     if _STORIES.value:
         points = [{"task.stories": _STORIES.value, **point} for point in points]
     out = Path(_OUT.value) if _OUT.value else trained.workdir / "evaluation"

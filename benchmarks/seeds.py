@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from armt_jax.data.babilong import BabilongBatches  # noqa: E402
-from armt_jax.evaluation import babilong_report, report, task  # noqa: E402
+from armt_jax.evaluation import babilong_report, evaluate, report, task  # noqa: E402
 from armt_jax.evaluation.seeds import mean_text  # noqa: E402
 from armt_jax.telemetry import jsonl  # noqa: E402
 from benchmarks.commands import command, config_overrides, execute, require_root  # noqa: E402
@@ -36,12 +36,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--checkpoint", default="best", help="the one of each run that is evaluated: best, last, or a step")
     parser.add_argument("--out")
     args, overrides = parser.parse_known_args()
-    if args.checkpoint not in ("best", "last") and not args.checkpoint.isdecimal():
-        parser.error(f"--checkpoint={args.checkpoint} must be best, last, or a step number")
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     path, _, variant = args.config.partition(":")
     args.out = Path(args.out or f"runs/seeds-{Path(path).stem}{'-' if variant else ''}{variant}")
     try:
+        evaluate.checkpoint_choice(args.checkpoint)
         return args, config_overrides(overrides)
     except ValueError as error:
         parser.error(str(error))
@@ -99,9 +98,7 @@ def main():
     require_root()
     args.out.mkdir(parents=True, exist_ok=True)
     runs = [one_run(args, overrides, seed) for seed in args.seeds]
-    from armt_jax.evaluation.evaluate import load
-
-    print(f"\n{write(runs, args.out, load(args.out / str(args.seeds[0])))}")
+    print(f"\n{write(runs, args.out, evaluate.load(args.out / str(args.seeds[0])))}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from armt_jax.checkpoint import CheckpointError
 from armt_jax.config import resolve
 from armt_jax.data.babilong import BabilongBatches
 from armt_jax.evaluation.babilong import SAMPLES_SEED
-from armt_jax.evaluation.evaluate import load, mesh_for, run_config
+from armt_jax.evaluation.evaluate import checkpoint_choice, load, mesh_for, run_config
 from armt_jax.evaluation.report import format_table
 from armt_jax.evaluation.streaming import Reader
 from armt_jax.parallel.processes import split_cpu
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = dict(vars(args))
     workdir, checkpoint = settings.pop("workdir"), settings.pop("checkpoint")
     try:
-        print(run(workdir, int(checkpoint) if checkpoint.isdigit() else checkpoint, **settings))
+        print(run(workdir, checkpoint_choice(checkpoint), **settings))
     except (ValueError, WorkdirError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 

@@ -71,6 +71,15 @@ def run_config(workdir: Path, data_path: str | None = None, stories: str | None 
     return raw
 
 
+def checkpoint_choice(text: str) -> int | str:
+    """What --checkpoint names: "best", "last", or a step. ValueError for anything else."""
+    if text in ("best", "last"):
+        return text
+    if not text.isdecimal():
+        raise ValueError(f"--checkpoint={text} must be best, last, or a step number")
+    return int(text)
+
+
 def load(workdir: str | Path, checkpoint: str | int = "best", data_path: str | None = None, stories: str | None = None) -> Trained:
     """Restores a run's best (or "last", or a numbered) checkpoint, on a mesh of the devices here. data_path, stories: as in `run_config`.
 

@@ -26,7 +26,7 @@ from flax import nnx
 
 from armt_jax.checkpoint import CheckpointError, Checkpoints
 from armt_jax.config import resolve
-from armt_jax.evaluation.evaluate import mesh_here, run_config
+from armt_jax.evaluation.evaluate import checkpoint_choice, mesh_here, run_config
 from armt_jax.interop import parity
 from armt_jax.interop.huggingface import fields_of
 from armt_jax.interop.model_card import Origin, model_card
@@ -232,9 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if Path(a.out).exists():
             raise ValueError(f"--out={a.out} exists: give a folder that does not, or remove it")
-        if a.checkpoint not in ("best", "last") and not a.checkpoint.isdigit():
-            raise ValueError(f"--checkpoint={a.checkpoint} must be best, last, or a step number")
-        model, origin = load_run(Path(a.workdir), int(a.checkpoint) if a.checkpoint.isdigit() else a.checkpoint, a.data_path)
+        model, origin = load_run(Path(a.workdir), checkpoint_choice(a.checkpoint), a.data_path)
         figures = export(model, a.out, a.format, dtype=a.dtype, check=a.check == "true", origin=origin)
     except (ValueError, OSError, CheckpointError, ParityError, WorkdirError) as error:
         if os.environ.get("ARMT_JAX_TRACEBACK"):

@@ -67,7 +67,7 @@ def test_the_command(workdir, capsys):
     # Initial weights have no gate: every segment writes.
     assert out[0].endswith("2 rows of 3 segments of 32 tokens, behind facts within 160") and "layer 1" in out[3] and "6 of 6" in out[3]
     assert out[4].startswith("layer 1, ")
-    for wrong, said in (("--rows=0", "--rows=0 must be at least 1"), ("--checkpoint=9", "9")):
+    for wrong, said in (("--rows=0", "--rows=0 must be at least 1"), ("--checkpoint=9", "9"), ("--checkpoint=frist", "must be best")):
         with pytest.raises(SystemExit) as e:
             babilong_writes.main([str(workdir), wrong])
         assert "error: " in str(e.value) and said in str(e.value)
